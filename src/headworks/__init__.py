@@ -1,0 +1,1 @@
+"""headworks: layered traffic control for FastAPI services that call rate-limited vendors."""

@@ -1,0 +1,58 @@
+"""What everyone downstream may know of the request being served, carried by one contextvar.
+
+The deadline is a point on the event loop's clock (`loop.time()`), so that every wait can respect it
+without arithmetic of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+
+class Criticality(IntEnum):
+    """How much a request matters under pressure; the lowest is shed first."""
+
+    BACKGROUND = 0
+    SHEDDABLE = 1
+    DEFAULT = 2
+    CRITICAL = 3
+
+    @classmethod
+    def of(cls, name: str) -> Criticality:
+        """The class of that name ("background", "sheddable", "default", "critical")."""
+        return cls[name.upper()]
+
+
+@dataclass(slots=True)
+class Current:
+    """One request's standing.
+
+    deadline     `loop.time()` by which it must be answered; inf without one
+    tenant       whose fair share its vendor calls come out of
+    criticality  its class under pressure
+    weight       its tenant's weight in the vendor line, ≥ 1
+    closers      asynchronous closers of whatever it opened and did not close (vendor streams),
+                 run once when the request ends
+    """
+
+    deadline: float = math.inf
+    tenant: str = ""
+    criticality: Criticality = Criticality.DEFAULT
+    weight: int = 1
+    closers: set[Callable[[], Awaitable[None]]] = field(default_factory=set)
+
+
+_current: ContextVar[Current | None] = ContextVar("headworks_current", default=None)
+
+
+def current() -> Current:
+    """The request being served, or a fresh stand-in without deadline outside of any request."""
+    return _current.get() or Current()
+
+
+enter = _current.set
+leave = _current.reset

@@ -1,0 +1,60 @@
+"""A refusal as the client sees it: RFC 9457 `application/problem+json` with `Retry-After`."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from headworks.errors import Refused
+
+REGISTRY = "https://iana.org/assignments/http-problem-types#"
+"""Base of the problem types registered by draft-ietf-httpapi-ratelimit-headers."""
+
+_TYPES = {
+    "quota-exceeded": REGISTRY + "quota-exceeded",
+    "vendor-quota": REGISTRY + "quota-exceeded",
+    "pod-saturated": REGISTRY + "temporary-reduced-capacity",
+    "load-shed": REGISTRY + "temporary-reduced-capacity",
+}
+
+Headers = list[tuple[bytes, bytes]]
+
+
+def retry_after_header(seconds: float | None) -> str | None:
+    """`Retry-After` in whole seconds, rounded up, at least 1; None when coming back cannot help."""
+    if seconds is None or math.isinf(seconds):
+        return None
+    return str(max(1, math.ceil(seconds - 1e-6)))
+
+
+def body(refused: Refused) -> dict[str, Any]:
+    """The problem object: `layer`, `reason`, and where known `limit` and `retry_after` in seconds."""
+    problem: dict[str, Any] = {
+        "type": _TYPES.get(refused.reason, "about:blank"),
+        "title": refused.title,
+        "status": refused.status,
+        "detail": refused.detail,
+        "layer": refused.layer,
+        "reason": refused.reason,
+    }
+    if refused.limit is not None:
+        problem["limit"] = refused.limit
+        problem["violated-policies"] = [refused.limit]
+    if retry_after_header(refused.retry_after) is not None and refused.retry_after is not None:
+        problem["retry_after"] = round(refused.retry_after, 3)
+    return problem
+
+
+def render(refused: Refused, extra: Headers | None = None) -> tuple[int, Headers, bytes]:
+    """Status, headers and body of a refusal's answer; `extra` headers come after ours."""
+    content = json.dumps(body(refused), separators=(",", ":")).encode()
+    headers: Headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", str(len(content)).encode()),
+        (b"cache-control", b"no-store"),
+    ]
+    after = retry_after_header(refused.retry_after)
+    if after is not None:
+        headers.append((b"retry-after", after.encode()))
+    return refused.status, headers + (extra or []), content

@@ -1,0 +1,144 @@
+"""The store's contract: one question in, one verdict out; one report when it is over.
+
+Two implementations answer verdict for verdict the same: `MemoryStore` (this process) and
+`ValkeyStore` (every process). Scripts and arithmetic use integer microseconds on the store's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from headworks.limits.breaker import BreakerRules, Ending
+from headworks.limits.shapes import Shape
+from headworks.verdict import Verdict
+
+
+class StoreDown(Exception):
+    """The store did not decide in time or cannot be reached. Never leaves the store's ladder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One limit of a question: `cost` units (≥ 0; 0 peeks) of `key`, whose limit has this shape.
+
+    `name` is what the verdict calls the limit; it never reaches the store.
+    """
+
+    name: str
+    key: str
+    shape: Shape
+    cost: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The breaker and cool-down in front of a question's limits, kept under `key`."""
+
+    key: str
+    rules: BreakerRules
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """All that one decision needs: every limit consumes, or none does.
+
+    horizon  seconds ahead that a send time may be booked; 0 asks for now. A booking is placed at the
+             earliest moment at which every limit has room, never before one placed earlier on the
+             same bucket.
+    gate     refuses before the limits are looked at
+    pod      who asks, and
+    demand   its own recent demand in units per second; reported when > 0, the verdict then carries
+             the whole fleet's. Reports older than 10 s are forgotten.
+    """
+
+    asks: tuple[Ask, ...]
+    horizon: float = 0.0
+    gate: Gate | None = None
+    pod: str = ""
+    demand: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """A cost that turned out otherwise: `units` > 0 are charged on top, < 0 are given back.
+
+    at_us is `Verdict.at_us` of the booking that paid. What is charged on top voids no booking and
+    may pass the limit; later questions wait until it is paid. What is given back returns to the
+    sub-bucket it came from, and is forgotten if that is gone.
+    """
+
+    key: str
+    shape: Shape
+    units: int
+    at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is told when a call is over, in one trip.
+
+    ending     how the attempt ended; None reports only corrections
+    slow       it took longer than the breaker's slow-call bound
+    epoch      `Verdict.epoch` under which it was sent: endings of an older epoch move no breaker
+    probe      `Verdict.probe`
+    cool_down  seconds for which the whole fleet shall pause; 0 for none
+    """
+
+    corrections: tuple[Correction, ...] = ()
+    gate: Gate | None = None
+    ending: Ending | None = None
+    slow: bool = False
+    epoch: int = 0
+    probe: int = 0
+    cool_down: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The gate after a report: its epoch, and how many seconds it stays shut (0: it is not)."""
+
+    epoch: int = 0
+    shut_for: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatistics:
+    """questions and reports asked · trips to a server · failures of it · decided without it."""
+
+    kind: str
+    questions: int = 0
+    reports: int = 0
+    trips: int = 0
+    failures: int = 0
+    degraded: int = 0
+    up: bool = True
+
+
+class Store(Protocol):
+    """Shared state, asked in whole questions. Every method may be cancelled at any await."""
+
+    async def ask(self, question: Question) -> Verdict:
+        """Decide one question. A cancelled ask may have consumed; it is paid like any other."""
+        ...
+
+    async def report(self, report: Report) -> Standing:
+        """Settle costs, tell the breaker how a call ended, start a cool-down."""
+        ...
+
+    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> bool:
+        """Hold one of `limit` places under `key` for `ttl` seconds; asking again renews it."""
+        ...
+
+    async def release(self, key: str, *, holder: str) -> None:
+        """Return a lease; returning one not held does nothing."""
+        ...
+
+    async def forget(self, keys: Sequence[str]) -> None:
+        """Forget the state under these keys, as if nothing had ever been taken."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+    def statistics(self) -> StoreStatistics: ...

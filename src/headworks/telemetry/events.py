@@ -1,0 +1,58 @@
+"""What the layers tell the world, as frozen records. Sinks decide what becomes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A layer let a request or call pass, or refused it. `rule` names the limit or vendor."""
+
+    layer: str
+    admitted: bool
+    reason: str = ""
+    rule: str = ""
+    criticality: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A request has been answered: by which route (template, not path), how, in how many seconds."""
+
+    route: str
+    method: str
+    status: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """A call stood in a vendor's line for so many seconds before it was sent."""
+
+    vendor: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """An attempt at a vendor is over: its ending, its seconds, the vendor's status (0: none)."""
+
+    vendor: str
+    model: str
+    ending: str
+    seconds: float
+    status: int = 0
+    units: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Something switched state: a breaker, the store's ladder, readiness."""
+
+    subject: str
+    state: str
+    detail: str = ""
+
+
+Event = Decided | Served | Waited | Called | Changed
