@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,34 +35,52 @@ async def shielded(work: Coroutine[Any, Any, T], *, timeout: float) -> T:
     Both kinds of cancellation are met: a task's own (`Task.cancel`), delivered once, and anyio's
     (Starlette's on disconnect), delivered again at every await unless the scope is shielded.
     """
-    task = asyncio.ensure_future(work)
-    ends = asyncio.get_running_loop().time() + timeout
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work, name="shielded")
+    ends = loop.time() + timeout
     cancelled: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):
         while not task.done():
-            left = ends - asyncio.get_running_loop().time()
+            left = ends - loop.time()
             if left <= -GRACE:  # it resists its cancellation: leave it to the loop, stay bounded
                 break
             if left <= 0:
                 task.cancel()
             try:
-                await asyncio.wait((task,), timeout=left if left > 0 else GRACE)
+                await asyncio.wait((task,), timeout=left if left > 0 else left + GRACE)
             except asyncio.CancelledError as error:
                 cancelled = error
+    late = not task.done() or (task.cancelled() and loop.time() >= ends)
+    if not task.done():
+        _abandon(task)
     if cancelled is not None:
-        if task.done() and not task.cancelled() and task.exception() is not None:
+        if late:
+            log.error("cleanup took longer than %g s while its caller was cancelled", timeout)
+        elif not task.cancelled() and task.exception() is not None:
             log.error("cleanup failed while its caller was cancelled", exc_info=task.exception())
         raise cancelled
-    if not task.done() or task.cancelled():
+    if late:
         raise TimeoutError(f"cleanup took longer than {timeout:g} s")
     return task.result()
 
 
+def _abandon(task: asyncio.Task[Any]) -> None:
+    """Let go of a task that resists its cancellation; if it fails in the end, that is logged."""
+
+    def ended(task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            log.error("cleanup that had run out of time failed", exc_info=task.exception())
+
+    task.add_done_callback(ended)
+
+
 @dataclass(frozen=True, slots=True)
 class ReaperStatistics:
-    """waiting: handed over, not begun · done, failed (raised or timed out), dropped: since the start."""
+    """waiting: handed over, not begun · running: begun, not ended · since the start: done, failed
+    (raised or timed out), dropped (never begun, or cut off by the end of a drain)."""
 
     waiting: int
+    running: int
     done: int
     failed: int
     dropped: int
@@ -72,15 +91,17 @@ class Reaper:
 
     capacity  releases held at most; the oldest is dropped beyond it (its lease or window expires by
               itself), default 10,000
-    deadline  seconds one release may take, default 2
+    deadline  seconds one release may take, default 2; one that resists its cancellation is let go
     batch     releases run side by side, default 64: a store that batches sends them as one call
+
+    Releases run in an empty context: what handed them over, with its deadline, is over by then.
     """
 
     def __init__(self, *, capacity: int = 10_000, deadline: float = 2.0, batch: int = 64) -> None:
         self._waiting: deque[tuple[str, Release]] = deque()
         self._capacity, self._deadline, self._batch = capacity, deadline, batch
-        self._runner: asyncio.Task[None] | None = None
-        self._done = self._failed = self._dropped = 0
+        self._workers: set[asyncio.Task[None]] = set()
+        self._running = self._done = self._failed = self._dropped = 0
 
     def hand_over(self, what: str, release: Release) -> None:
         """Take over a release; never blocks, never raises. Call it on the event loop's thread."""
@@ -88,33 +109,64 @@ class Reaper:
             self._waiting.popleft()
             self._dropped += 1
         self._waiting.append((what, release))
-        if self._runner is None or self._runner.done():
-            self._runner = asyncio.get_running_loop().create_task(self._run(), name="reaper")
+        if len(self._workers) < self._batch:
+            loop = asyncio.get_running_loop()
+            worker = loop.create_task(self._work(), name="reaper", context=Context())
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
 
-    async def _run(self) -> None:
+    async def _work(self) -> None:
         while self._waiting:
-            size = min(self._batch, len(self._waiting))
-            batch = [self._waiting.popleft() for _ in range(size)]
-            await asyncio.gather(*(self._release(what, release) for what, release in batch))
+            what, release = self._waiting.popleft()
+            self._running += 1
+            try:
+                await self._release(what, release)
+            finally:
+                self._running -= 1
 
     async def _release(self, what: str, release: Release) -> None:
+        async def work() -> None:
+            await release()
+
+        task = asyncio.create_task(work(), name=f"release {what}")
         try:
-            async with asyncio.timeout(self._deadline):
-                await release()
+            await asyncio.wait((task,), timeout=self._deadline)
+            if not task.done():
+                task.cancel()
+                await asyncio.wait((task,), timeout=GRACE)
+        except asyncio.CancelledError:  # the drain's time is up
+            self._dropped += 1
+            task.cancel()
+            _abandon(task)
+            raise
+        if task.done() and not task.cancelled() and task.exception() is None:
             self._done += 1
-        except Exception:
-            self._failed += 1
-            log.warning("release failed: %s", what, exc_info=True)
+            return
+        self._failed += 1
+        if not task.done():
+            _abandon(task)
+        failed = task.done() and not task.cancelled()
+        log.warning("release failed: %s: %r", what, task.exception() if failed else "took too long")
 
     async def drain(self, timeout: float) -> None:
-        """Wait until everything handed over has been released, at most `timeout` seconds."""
-        if self._runner is None or self._runner.done():
+        """Wait until everything handed over has been released, at most `timeout` seconds.
+
+        What is handed over meanwhile is waited for too. What is left when the time is up is dropped.
+        """
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + timeout
+        while self._workers and loop.time() < ends:
+            await asyncio.wait(self._workers, timeout=ends - loop.time())
+        if not self._workers:
             return
-        _, late = await asyncio.wait((self._runner,), timeout=timeout)
-        if late:
-            log.warning("%d releases were not done within %g s", len(self._waiting), timeout)
-            self._runner.cancel()
-            await asyncio.wait((self._runner,), timeout=1.0)
+        log.warning("%d releases were not done within %g s", len(self._waiting) + self._running, timeout)
+        self._dropped += len(self._waiting)
+        self._waiting.clear()
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.wait(self._workers, timeout=1.0)
 
     def statistics(self) -> ReaperStatistics:
-        return ReaperStatistics(len(self._waiting), self._done, self._failed, self._dropped)
+        return ReaperStatistics(
+            len(self._waiting), self._running, self._done, self._failed, self._dropped
+        )

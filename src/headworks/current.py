@@ -35,6 +35,7 @@ class Current:
     tenant       whose fair share its vendor calls come out of
     criticality  its class under pressure
     weight       its tenant's weight in the vendor line, ≥ 1
+    route        template of the route it matched ("/items/{item_id}"), "" while or where none did
     closers      asynchronous closers of whatever it opened and did not close (vendor streams),
                  run once when the request ends
     """
@@ -43,6 +44,7 @@ class Current:
     tenant: str = ""
     criticality: Criticality = Criticality.DEFAULT
     weight: int = 1
+    route: str = ""
     closers: set[Callable[[], Awaitable[None]]] = field(default_factory=set)
 
 

@@ -1,0 +1,23 @@
+"""The command line: parses, calls, prints. One module per verb."""
+
+from __future__ import annotations
+
+import typer
+
+from headworks.cli import render, serve, up
+
+app = typer.Typer(
+    name="headworks",
+    help="Layered traffic control for FastAPI services that call rate-limited vendors.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("up")(up.up)
+app.command("serve")(serve.serve)
+app.command("render")(render.render)
+
+
+def main() -> None:
+    """The entry point of `headworks` and `python -m headworks`."""
+    app()

@@ -1,0 +1,1 @@
+"""Renders what runs the pods: the server's flags, manifests, image."""

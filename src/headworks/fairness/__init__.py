@@ -1,0 +1,7 @@
+"""Layer 4: who gets how much. Shared state, kept in the store."""
+
+from headworks.fairness.gate import Fairness, FairnessGate
+from headworks.fairness.limits import Limits
+from headworks.fairness.routes import Routes, cost, limit
+
+__all__ = ["Fairness", "FairnessGate", "Limits", "Routes", "cost", "limit"]

@@ -1,0 +1,1 @@
+"""Layer 1: who may enter. Renders edge configuration from the policy; runs nothing in the pod."""

@@ -1,9 +1,30 @@
-"""The circuit breaker's states as arithmetic (draft: rules and endings)."""
+"""The circuit breaker and cool-down of a whole fleet, as states and moves between them.
+
+    closed     endings are counted over `window_us`, in ten sub-buckets
+               → open      when calls ≥ min_calls and bad/calls ≥ failure_ratio
+    open       nothing passes for `open_us`
+               → half-open when that time is over
+    half-open  `probes` calls pass, each under a numbered lease of `probe_us`
+               → closed    after `probes` successes
+               → open      on the first failed probe
+    cool-down  beside all of them: nothing passes until `cool_until`, the latest anyone asked for
+
+Units: integer microseconds on the store's clock. A call is bad when it failed, was overloaded, or was
+slow. IGNORED is neither good nor bad and only frees its probe. A probe whose ending never arrives
+frees its place when its lease is over, so no half-open state can hang.
+
+The epoch is the fence: it rises when the breaker opens, when it closes, and when a cool-down starts or
+grows. An ending that belongs to an older epoch counts for nothing.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+
+from headworks.verdict import Blocked
+
+SUB_BUCKETS = 10
 
 
 class Ending(StrEnum):
@@ -37,3 +58,128 @@ class BreakerRules:
     open_us: int
     probes: int
     probe_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerState:
+    """open_until: 0 closed, > now open, else half-open. counts: (sub-bucket, good, bad).
+
+    probes: (number, its lease's end) of the probes under way; `numbered` is the last number given.
+    """
+
+    epoch: int = 0
+    open_until: int = 0
+    cool_until: int = 0
+    successes: int = 0
+    numbered: int = 0
+    counts: tuple[tuple[int, int, int], ...] = ()
+    probes: tuple[tuple[int, int], ...] = ()
+
+
+CLOSED = BreakerState()
+
+Admission = tuple[BreakerState, Blocked | None, int, int]
+
+
+def admit(state: BreakerState, rules: BreakerRules, now: int, sent: int | None = None) -> Admission:
+    """May a call pass? The next state, why not, µs until asking again is worth it, probe number or 0.
+
+    `sent` is when the call will be sent (default: now); a probe's lease begins then.
+    """
+    if state.cool_until > now:
+        return state, Blocked.COOL_DOWN, state.cool_until - now, 0
+    if not state.open_until:
+        return state, None, 0, 0
+    if state.open_until > now:
+        return state, Blocked.OPEN, state.open_until - now, 0
+    under_way = tuple(probe for probe in state.probes if probe[1] > now)
+    if state.successes + len(under_way) >= rules.probes:
+        wait = min((until for _, until in under_way), default=now) - now
+        return state, Blocked.OPEN, max(wait, 1), 0
+    number = state.numbered + 1
+    until = (now if sent is None else sent) + rules.probe_us
+    leased = replace(state, numbered=number, probes=(*under_way, (number, until)))
+    return leased, None, 0, number
+
+
+def record(
+    state: BreakerState,
+    rules: BreakerRules,
+    now: int,
+    ending: Ending | None,
+    slow: bool,
+    epoch: int,
+    probe: int,
+    cool_down_us: int,
+) -> BreakerState:
+    """The state after a call sent under `epoch` ended so, and asked for a cool-down (0: did not)."""
+    if ending is not None:
+        state = _ended(state, rules, now, ending, slow, epoch, probe)
+    if cool_down_us > 0 and now + cool_down_us > state.cool_until:
+        state = replace(state, cool_until=now + cool_down_us, epoch=state.epoch + 1)
+    return state
+
+
+def _ended(
+    state: BreakerState,
+    rules: BreakerRules,
+    now: int,
+    ending: Ending,
+    slow: bool,
+    epoch: int,
+    probe: int,
+) -> BreakerState:
+    leased = any(number == probe and until > now for number, until in state.probes)
+    if probe:
+        state = replace(state, probes=tuple(p for p in state.probes if p[0] != probe and p[1] > now))
+    if ending is Ending.IGNORED or epoch < state.epoch:
+        return state
+    bad = slow or ending is not Ending.OK
+    if not state.open_until:
+        return _counted(state, rules, now, bad)
+    if not leased or state.open_until > now:
+        return state
+    if bad:
+        return _opened(state, rules, now)
+    if state.successes + 1 < rules.probes:
+        return replace(state, successes=state.successes + 1)
+    return replace(state, epoch=state.epoch + 1, open_until=0, successes=0, counts=(), probes=())
+
+
+def _counted(state: BreakerState, rules: BreakerRules, now: int, bad: bool) -> BreakerState:
+    current = now // _width(rules)
+    counts = [entry for entry in state.counts if entry[0] > current - SUB_BUCKETS]
+    if counts and counts[-1][0] == current:
+        _, good, spoilt = counts.pop()
+    else:
+        good = spoilt = 0
+    counts.append((current, good + (not bad), spoilt + bad))
+    calls = sum(good + spoilt for _, good, spoilt in counts)
+    failures = sum(spoilt for _, _, spoilt in counts)
+    if calls >= rules.min_calls and failures >= rules.failure_ratio * calls:
+        return _opened(state, rules, now)
+    return replace(state, counts=tuple(counts))
+
+
+def _opened(state: BreakerState, rules: BreakerRules, now: int) -> BreakerState:
+    until = now + rules.open_us
+    return replace(state, epoch=state.epoch + 1, open_until=until, successes=0, counts=(), probes=())
+
+
+def _width(rules: BreakerRules) -> int:
+    return max(1, -(-rules.window_us // SUB_BUCKETS))
+
+
+def shut_until(state: BreakerState, now: int) -> int:
+    """Until when surely nothing passes: `now` itself when something may."""
+    return max(now, state.cool_until, state.open_until)
+
+
+REMEMBERED_US = 3_600_000_000
+"""A gate that has ever shut keeps its epoch this long after its last move, one hour."""
+
+
+def forgotten_at(state: BreakerState, rules: BreakerRules, now: int) -> int:
+    """When the state may be dropped: it is as good as new then, and no call of its epochs is left."""
+    moves = max(now + rules.window_us, state.cool_until, state.open_until, *(p[1] for p in state.probes))
+    return moves + (REMEMBERED_US if state.epoch else 0)

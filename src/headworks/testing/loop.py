@@ -2,18 +2,25 @@
 
 When every task is waiting, the clock jumps to the next timer, so an hour of backoff takes
 milliseconds and `loop.time()` is exact. Everything asyncio moves with it: sleeps, timeouts, and
-third-party code that uses them. Sockets and threads are served in real time *before* time jumps only
-if they are ready at once; tests that need them belong on a real loop.
+third-party code that uses them. Sockets and threads live in real time: they are served before time
+jumps only if they are ready at once, so a timeout around them strikes immediately. Tests that need
+them belong on a real loop. With no timer set, other threads get a second to wake the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
+import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+THREADS = 1.0
+"""Real seconds that other threads, where there are any, get before everything counts as stalled."""
 
 
 class Stalled(RuntimeError):
@@ -30,6 +37,8 @@ class _JumpingSelector(selectors.DefaultSelector):
         if ready or (timeout is not None and timeout <= 0):
             return ready
         if timeout is None:
+            if threading.active_count() > 1 and (woken := super().select(THREADS)):
+                return woken
             raise Stalled("deadlock: every task waits, and no timer is set")
         self.loop.advance(timeout)
         return []
@@ -43,7 +52,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         selector = _JumpingSelector()
         selector.loop = self
         super().__init__(selector)
-        self._clock_resolution = 1e-9
+        self.advance(0)
 
     def time(self) -> float:
         return self._now
@@ -56,6 +65,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         if timers and abs(timers[0].when() - target) < 1e-6:
             target = timers[0].when()
         self._now = max(self._now, target)
+        # Timers within the resolution are due. Far from zero, a nanosecond is lost in the float.
+        self._clock_resolution = max(1e-9, 2 * math.ulp(self._now))
 
 
 def run(main: Coroutine[Any, Any, T], *, start: float = 1000.0) -> T:

@@ -1,0 +1,37 @@
+# The two commands of the README are `make up` and `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help up test check prove clean
+
+help: ## what can be made
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 14
+
+up: .venv/local ## the whole stack on this machine, in the foreground; Ctrl-C ends all of it
+	@exec $(BIN)/headworks up $(ARGS)
+
+test: .venv/dev ## lint, types and every test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+check: .venv/dev ## the fast inner loop: lint, types and the tests that need no real binary
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not real"
+
+prove: .venv/dev ## run what the documents promise, beside controls that must fail; writes prove.json
+	$(BIN)/python -m bench.prove $(ARGS)
+
+clean: ## remove everything that was made
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .headworks prove.json
+
+.venv/local: pyproject.toml scripts/venv
+	@PYTHON=$(PYTHON) scripts/venv local
+
+.venv/dev: pyproject.toml scripts/venv
+	@PYTHON=$(PYTHON) scripts/venv dev

@@ -1,0 +1,66 @@
+"""Limits as response headers, from the verdict that decided; one function per dialect.
+
+`draft-11` is draft-ietf-httpapi-ratelimit-headers-11: two lists of named items, `RateLimit-Policy`
+(q units per w seconds) and `RateLimit` (r units left; t seconds until they are all back or, for the
+limit that refused, until asking again can succeed). `x-ratelimit` is the older trio, which can speak
+of one limit only: the tightest. Both count seconds from now, rounded up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+from headworks.problem import Headers
+from headworks.verdict import LimitState, Verdict
+
+LONGEST: Final = 31 * 86400
+"""Seconds shown at most, so that no client waits for something that never comes."""
+
+
+def _seconds(value: float) -> int:
+    return LONGEST if value >= LONGEST else max(0, math.ceil(value - 1e-6))
+
+
+def _until(state: LimitState) -> int:
+    return _seconds(state.reset if state.allowed else state.retry_after)
+
+
+def _name(name: str) -> str:
+    """A name as a structured-field string (RFC 8941): printable ASCII, quotes escaped."""
+    plain = name.encode("ascii", "replace").decode()
+    return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def draft_11(verdict: Verdict) -> Headers:
+    """`RateLimit-Policy` and `RateLimit`, one item per limit."""
+    policies = (f"{_name(s.name)};q={s.limit};w={max(1, _seconds(s.window))}" for s in verdict.limits)
+    states = (f"{_name(s.name)};r={max(0, s.remaining)};t={_until(s)}" for s in verdict.limits)
+    return [
+        (b"ratelimit-policy", ", ".join(policies).encode()),
+        (b"ratelimit", ", ".join(states).encode()),
+    ]
+
+
+def x_ratelimit(verdict: Verdict) -> Headers:
+    """`X-RateLimit-Limit`, `-Remaining` and `-Reset` (seconds from now) of the tightest limit."""
+    state = verdict.tightest
+    assert state is not None
+    return [
+        (b"x-ratelimit-limit", str(state.limit).encode()),
+        (b"x-ratelimit-remaining", str(max(0, state.remaining)).encode()),
+        (b"x-ratelimit-reset", str(_until(state)).encode()),
+    ]
+
+
+DIALECTS: Final[dict[str, Callable[[Verdict], Headers]]] = {
+    "draft-11": draft_11,
+    "x-ratelimit": x_ratelimit,
+    "off": lambda verdict: [],
+}
+
+
+def fields(dialect: str, verdict: Verdict | None) -> Headers:
+    """The headers that tell of a verdict in a dialect; none without a verdict or its limits."""
+    return DIALECTS[dialect](verdict) if verdict is not None and verdict.limits else []

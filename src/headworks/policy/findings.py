@@ -1,0 +1,56 @@
+"""What a sizing law says when it is broken, and the words the laws share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from headworks.policy.settings import Policy
+from headworks.policy.units import Rate
+from headworks.policy.vendor_settings import VendorSettings
+
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One law broken: where, what is wrong with the arithmetic, what value would do.
+
+    severity  `error`: the policy cannot work as it says; `warning`: it works worse than it could;
+              `note`: worth knowing, nothing to mend
+    """
+
+    path: str
+    message: str
+    remedy: str
+    severity: Severity
+
+
+Findings = Iterator[Finding]
+
+
+def quotas(vendor: VendorSettings) -> list[Rate]:
+    """The account's request quotas; other dimensions have no latency to set against."""
+    return [rate for rate in vendor.quota if rate.unit == "requests"]
+
+
+def tightest(vendor: VendorSettings) -> float:
+    """Requests per second that the account's quotas allow this service; inf without a request quota."""
+    return min((rate.per_second for rate in quotas(vendor)), default=math.inf) * vendor.share
+
+
+def per_minute(per_second: float) -> str:
+    """A pace as people say it: `500/min`."""
+    return f"{number(per_second * 60)}/min"
+
+
+def number(value: float) -> str:
+    """A number with at most three digits after the point, and none that say nothing."""
+    return f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def fleet_slots(policy: Policy, vendor: VendorSettings) -> int:
+    """Calls to a vendor that all pods together may have in flight."""
+    return policy.deploy.replicas * vendor.slots

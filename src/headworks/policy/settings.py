@@ -1,0 +1,238 @@
+"""The policy: every setting there is, with its unit, range and default.
+
+One model per table of the file, in the order of the layers. Values are read by the kinds of
+`fields.py`; what must agree between tables is checked on `Policy`; whether the numbers are *wise*
+together is the business of `laws.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from headworks.policy.fields import (
+    Bytes,
+    Choice,
+    Name,
+    Networks,
+    Ratio,
+    RequestRate,
+    Seconds,
+    Section,
+    StoreUrl,
+    Text,
+    Whole,
+)
+from headworks.policy.units import Rate, Secret
+from headworks.policy.vendor_settings import BreakerSettings as BreakerSettings
+from headworks.policy.vendor_settings import ConnectionSettings as ConnectionSettings
+from headworks.policy.vendor_settings import ModelSettings as ModelSettings
+from headworks.policy.vendor_settings import TimeoutSettings as TimeoutSettings
+from headworks.policy.vendor_settings import VendorSettings as VendorSettings
+
+CLEANUP = 5.0
+"""Seconds a pod keeps, after draining, for cleanups and for closing clients and store."""
+EDGE_MARGIN = 5.0
+"""Seconds the gateway waits longer than a request may take, so that the pod answers first."""
+
+Criticality = Literal["background", "sheddable", "default", "critical"]
+HeaderDialect = Literal["draft-11", "x-ratelimit", "off"]
+WhenDown = Literal["share", "open", "closed"]
+Scope = Literal["user", "all"]
+
+_HEADER = "[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
+
+AppName = Annotated[
+    str, Text(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", 'module:attribute, as in "main:app"')
+]
+Image = Annotated[str, Text(r"[a-z0-9][\w./:@-]{0,254}", 'an image, such as "registry.example/app:1"')]
+Path = Annotated[str, Text(r"/[\x21-\x7e]{0,255}", 'a path, such as "/chat"')]
+TierName = Annotated[str, Text("[a-z0-9][a-z0-9_-]{0,62}", "1 to 63 of a-z, 0-9, _ and -")]
+VendorName = Annotated[str, Text("[a-z0-9][a-z0-9_-]{0,62}", "1 to 63 of a-z, 0-9, _ and -")]
+Key = Annotated[str, Text(r"[\x21-\x7e]{1,256}", "1 to 256 visible ASCII characters")]
+
+
+class ServiceSettings(Section):
+    """What runs, and how long one request may take."""
+
+    name: Name
+    """The service's name, in keys, metrics and manifests."""
+    app: AppName = "main:app"
+    """The ASGI application; its module is looked for beside the policy file first."""
+    sla: Annotated[float, Seconds(0.1, 3600)] = 60.0
+    """The whole budget of one request: every wait inside the pod respects it."""
+    trust: Networks = ()
+    """Whose forwarding headers the pods believe: the gateway's addresses."""
+
+
+class GatewaySettings(Section):
+    """Layer 1: who may enter."""
+
+    total_rate: RequestRate = Rate(2000, 1.0)
+    """Requests of all clients together."""
+    per_ip_rate: RequestRate = Rate(100, 1.0)
+    """Requests of one client address."""
+    per_ip_connections: Annotated[int, Whole(1, 100_000)] = 20
+    """Requests in progress from one client address."""
+    max_body: Annotated[int, Bytes(1, 1024**3)] = 1024**2
+    """The largest request body; a larger one is a 413."""
+    max_header: Annotated[int, Bytes(1024, 1024**2)] = 16 * 1024
+    """The largest request head."""
+    header_timeout: Annotated[float, Seconds(0.1, 600)] = 10.0
+    """How long a client may take to send its head."""
+    body_timeout: Annotated[float, Seconds(0.1, 600)] = 10.0
+    """How long a client may pause while it sends its body."""
+    connect_timeout: Annotated[float, Seconds(0.01, 60)] = 1.0
+    """Opening a connection to a pod."""
+    request_timeout: Annotated[float, Seconds(0.1, 7200)] | None = None
+    """How long the gateway waits for a pod; absent: `service.sla` + 5s."""
+    trust: Networks = ()
+    """Whose forwarding headers the gateway believes: the load balancers in front of it."""
+
+
+class HealthSettings(Section):
+    """Layer 2: can this pod take traffic."""
+
+    saturated_for: Annotated[float, Seconds(0.1, 600)] = 10.0
+    """How long a pod must be full before it may ask to leave."""
+    error_rate_high: Annotated[float, Ratio()] = 0.5
+    """The part of answers, failed by the pod's own fault, at which it is not ready."""
+    min_samples: Annotated[int, Whole(1, 100_000)] = 20
+    """But never on fewer answers than this."""
+    drain_delay: Annotated[float, Seconds(0, 600)] = 5.0
+    """How long a leaving pod keeps serving, until the gateway has seen that it leaves."""
+    drain_timeout: Annotated[float, Seconds(0.1, 7200)] | None = None
+    """How long a leaving pod waits for requests in flight; absent: `service.sla`."""
+
+
+class AdmissionSettings(Section):
+    """Layer 3: may this pod take one more."""
+
+    max_in_flight: Annotated[int, Whole(1, 100_000)] = 100
+    """Requests in one pod at once; one more is a 503."""
+    backlog: Annotated[int, Whole(1, 65_535)] = 200
+    """Connections the operating system holds while the server does not accept."""
+    keep_alive: Annotated[float, Seconds(1, 3600)] = 5.0
+    """How long the server keeps an idle connection."""
+    write_stall: Annotated[float, Seconds(0.1, 3600)] = 15.0
+    """A client that reads nothing for so long is cut off."""
+    limit_concurrency: Annotated[int, Whole(1, 1_000_000)] | None = None
+    """The server's own limit of connections; absent: 2 × `max_in_flight` + 64."""
+
+    @property
+    def server_backstop(self) -> int:
+        """Connections at which the server itself refuses: set above admission, so it never decides."""
+        return self.limit_concurrency or 2 * self.max_in_flight + 64
+
+
+class StoreSettings(Section):
+    """Where shared state lives; without this table it is in the one process there then may be."""
+
+    url: Annotated[Secret, StoreUrl()]
+    """The store's address, or a reference to it."""
+    decision_timeout: Annotated[float, Seconds(0.001, 10)] = 0.05
+    """How long a decision may wait for the store."""
+    when_down: Annotated[WhenDown, Choice(("share", "open", "closed"))] = "share"
+    """Without the store: each pod its share of every limit, no limits, or nobody."""
+
+
+class Tier(Section):
+    """What callers of one tier get."""
+
+    rate: RequestRate
+    """Requests of one caller."""
+    criticality: Annotated[
+        Criticality, Choice(("background", "sheddable", "default", "critical")), Field(alias="class")
+    ] = "default"
+    """Who goes first when a pod sheds load, and who waits last in a vendor's line."""
+    weight: Annotated[int, Whole(1, 1000)] = 1
+    """This tier's part of a vendor's line, against the other tiers of its class."""
+
+
+class EndpointLimit(Section):
+    """A limit on one endpoint; a bare rate is per user."""
+
+    rate: RequestRate
+    """Requests to the endpoint."""
+    scope: Annotated[Scope, Choice(("user", "all"))] = "user"
+    """Counted for each user apart, or for all users together."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_rate(cls, value: Any) -> Any:
+        return {"rate": value} if isinstance(value, (str, Rate)) else value
+
+
+class FairnessSettings(Section):
+    """Layer 4: who gets how much."""
+
+    tiers: Annotated[dict[TierName, Tier], Field(min_length=1)]
+    """What callers get, by the name of their tier."""
+    default_tier: str
+    """The tier of callers nobody knows; they are counted by client address."""
+    identity: Annotated[str, Text(f"header:{_HEADER}", '"header:NAME", such as "header:X-API-Key"')] = (
+        "header:X-API-Key"
+    )
+    """Where a caller's key stands."""
+    endpoints: dict[Path, EndpointLimit] = Field(default_factory=dict)
+    """Limits of single endpoints, by path; a caller needs both its tier's and the endpoint's."""
+    headers: Annotated[HeaderDialect, Choice(("draft-11", "x-ratelimit", "off"))] = "draft-11"
+    """How answers tell a caller its limits."""
+    keys: dict[Key, str] = Field(default_factory=dict)
+    """Known keys and their tiers, for services without a resolver of their own."""
+    cache_ttl: Annotated[float, Seconds(1, 86_400)] = 60.0
+    """How long a resolved key is believed."""
+    cache_size: Annotated[int, Whole(1, 10_000_000)] = 10_000
+    """How many resolved keys a pod remembers."""
+
+    @property
+    def identity_header(self) -> str:
+        """The header that holds a caller's key, in lower case."""
+        return self.identity.removeprefix("header:").lower()
+
+
+class DeploySettings(Section):
+    """What runs the pods."""
+
+    image: Image = "app:latest"
+    """The container image."""
+    replicas: Annotated[int, Whole(1, 10_000)] = 1
+    """Pods that run at once."""
+    port: Annotated[int, Whole(1, 65_535)] = 8000
+    """Where a pod listens."""
+    gateway_port: Annotated[int, Whole(1, 65_535)] = 8080
+    """Where the gateway listens."""
+    grace: Annotated[float, Seconds(1, 7200)] | None = None
+    """How long a leaving pod gets before it is killed; absent: drain delay + drain timeout + 5s."""
+
+
+class Policy(Section):
+    """The whole policy, one attribute per table."""
+
+    schema_: Annotated[Literal[1], Whole(1, 1), Field(alias="schema")]
+    """The version of this file's format."""
+    service: ServiceSettings
+    gateway: GatewaySettings = GatewaySettings()
+    health: HealthSettings = HealthSettings()
+    admission: AdmissionSettings = AdmissionSettings()
+    store: StoreSettings | None = None
+    fairness: FairnessSettings
+    vendors: dict[VendorName, VendorSettings] = Field(default_factory=dict)
+    """The vendors the service calls, by name."""
+    deploy: DeploySettings = DeploySettings()
+
+    @property
+    def request_timeout(self) -> float:
+        """Seconds the gateway waits for a pod."""
+        return self.gateway.request_timeout or self.service.sla + EDGE_MARGIN
+
+    @property
+    def drain_timeout(self) -> float:
+        """Seconds a leaving pod waits for its requests in flight."""
+        return self.health.drain_timeout or self.service.sla
+
+    @property
+    def grace(self) -> float:
+        """Seconds between a pod being told to leave and being killed."""
+        return self.deploy.grace or self.health.drain_delay + self.drain_timeout + CLEANUP

@@ -1,0 +1,83 @@
+"""A vendor's answer while its body is being read: the slot lives exactly as long as this does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+import httpx2
+
+from headworks.cleanup import shielded
+from headworks.current import Current
+from headworks.limits.breaker import Ending
+from headworks.vendor.estimate import UsageReader
+from headworks.vendor.pipeline import Attempt
+
+CLOSING = 2.0
+"""Seconds that closing an unfinished connection may take."""
+
+Settle = Callable[[UsageReader, bool], Mapping[str, int] | None]
+"""What a call cost, from its body: the reader, and whether the body was read to its end."""
+
+
+class Body(httpx2.AsyncByteStream):
+    """Passes the vendor's bytes on, and ends the attempt once: at the last byte, a failure, or close.
+
+    Iterating again goes on where the last iteration stopped (the `openai` SDK drains a stream that
+    way). Each gap between two pieces is bounded by `gap` seconds. An open body is registered with the
+    request that opened it, and closed with it.
+    """
+
+    def __init__(
+        self, answer: httpx2.Response, attempt: Attempt, who: Current, *, gap: float, settle: Settle
+    ) -> None:
+        assert isinstance(answer.stream, httpx2.AsyncByteStream)  # an async client's answer
+        self._answer, self._attempt, self._who, self._gap = answer, attempt, who, gap
+        self._settle = settle
+        self._pieces: AsyncIterator[bytes] = aiter(answer.stream)
+        self._reader = UsageReader(answer.headers.get("content-encoding", ""))
+        self._closed = False
+        self._close: Callable[[], Awaitable[None]] = self.aclose
+        who.closers.add(self._close)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            async with asyncio.timeout(self._gap) as timer:
+                piece = await anext(self._pieces)
+        except StopAsyncIteration:
+            self._end(Ending.OK, whole=True)
+            raise
+        except TimeoutError as error:
+            self._end(Ending.OVERLOADED if timer.expired() else Ending.FAILED)
+            raise httpx2.ReadTimeout(
+                f"the vendor sent nothing for {self._gap:g} s", request=self._answer.request
+            ) from error
+        except Exception:
+            self._end(Ending.FAILED)
+            raise
+        except BaseException:
+            self._end(Ending.IGNORED)
+            raise
+        self._reader.feed(piece)
+        return piece
+
+    async def aclose(self) -> None:
+        """Close the connection, or return it to the pool if the body was read to its end."""
+        whole = self._closed
+        self._end(Ending.OK if self._reader.seen else Ending.IGNORED)
+        if whole:
+            await self._answer.aclose()
+        else:
+            await shielded(self._answer.aclose(), timeout=CLOSING)
+
+    def _end(self, ending: Ending, *, whole: bool = False) -> None:
+        """Synchronous, so that no cancellation can come between."""
+        if self._closed:
+            return
+        self._closed = True
+        self._who.closers.discard(self._close)
+        used = self._settle(self._reader, whole)
+        self._attempt.end(ending, status=self._answer.status_code, used=used)

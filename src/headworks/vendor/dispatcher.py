@@ -1,0 +1,385 @@
+"""Late binding: send times are booked for the line, not for a caller.
+
+The dispatcher books while somebody waits *and* a slot stands free, at most `ahead` bookings at a
+time. When a booking falls due, whoever is at the head of the line *then* takes booking and slot in
+one step. So a cancelled waiter costs nothing, and fairness and priority decide until the last
+moment. It is all callbacks but for the one question in flight, which is a task of ours: no caller's
+cancellation can lose what it brings.
+
+    admit → line → (gate, smoother, store: book) → due → head of the line + slot → Grant
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+import random
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from headworks.cleanup import Reaper
+from headworks.current import Current
+from headworks.errors import DeadlineExceeded, QueueTimeout, Refused, VendorQuota
+from headworks.limits.breaker import BreakerRules
+from headworks.store.protocol import Gate, Question, Store
+from headworks.telemetry import Decided, Telemetry, Waited
+from headworks.vendor.gate import GateCache
+from headworks.vendor.grant import Booking, Grant, Ledger
+from headworks.vendor.line import Line, Waiter
+from headworks.vendor.pace import Demand, DrainRate
+from headworks.vendor.quota import Cost, Quota, minus, missing
+from headworks.vendor.slots import Slots
+from headworks.vendor.smoother import Smoother
+from headworks.verdict import NEVER, Verdict
+
+LEAD = 1.0
+"""Seconds of this pod's share of the quota that are booked ahead."""
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """What the line holds for one call: its cost, whom to wake, and how long it may stand."""
+
+    cost: dict[str, int]
+    woken: asyncio.Future[Grant]
+    joined_at: float
+    until: float
+    deadline: float
+    timer: asyncio.TimerHandle | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """The quota has no room for a cost before `until` (loop's clock): nor for anything costlier."""
+
+    cost: dict[str, int]
+    until: float
+
+    def holds(self, cost: Cost) -> bool:
+        return not missing(self.cost, cost)
+
+
+ROOM = Full({}, 0.0)
+
+
+class Dispatcher:
+    """One lane of a vendor: its line, its bookings, and the question in flight."""
+
+    def __init__(
+        self,
+        vendor: str,
+        *,
+        quota: Quota,
+        rules: BreakerRules,
+        gate: GateCache,
+        slots: Slots,
+        smoother: Smoother,
+        store: Store,
+        reaper: Reaper,
+        telemetry: Telemetry,
+        pod: str,
+        replicas: int,
+        queue_timeout: float,
+        expected_latency: float,
+        rng: random.Random,
+    ) -> None:
+        self.vendor, self._quota, self._gate, self._slots = vendor, quota, gate, slots
+        self._shared_gate = Gate(quota.gate_key, rules)
+        self._store, self._smoother, self._telemetry, self._rng = store, smoother, telemetry, rng
+        self._pod, self._replicas, self._queue_timeout = pod, replicas, queue_timeout
+        self._ledger = Ledger(
+            vendor,
+            quota=quota,
+            shared_gate=self._shared_gate,
+            gate=gate,
+            slots=slots,
+            store=store,
+            reaper=reaper,
+            turned=self._turn_away,
+        )
+        self._line: Line[Place] = Line()
+        self._bookings: list[Booking] = []
+        self._number = 0
+        self._asking: asyncio.Task[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._full = ROOM
+        self._drain = DrainRate(expected_latency / slots.total)
+        self._demand = Demand()
+        slots.when_freed(self._kick)
+
+    @property
+    def waiting(self) -> int:
+        """Calls in line."""
+        return len(self._line)
+
+    @property
+    def booked(self) -> int:
+        """Bookings that have not fallen due."""
+        return len(self._bookings)
+
+    # -- the caller's side: step 7 ---------------------------------------------------------------
+
+    async def admit(self, cost: Cost, who: Current) -> Grant:
+        """Steps 7 to 11: stand in line until a booking and a slot are ours.
+
+        Raises at once when the wait would be too long: `QueueTimeout`, `DeadlineExceeded`,
+        `VendorOpen`, `VendorQuota`. Cancelling it at any point leaves nothing behind.
+        """
+        waiter = self._enter(dict(cost), who)
+        self._kick()
+        try:
+            return await waiter.payload.woken
+        except asyncio.CancelledError:
+            self._left(waiter)
+            raise
+
+    def _enter(self, cost: dict[str, int], who: Current) -> Waiter[Place]:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._demand.arrived(now)
+        until = min(now + self._queue_timeout, who.deadline)
+        wait = self._drain.wait(self._line.ahead(who.tenant, who.criticality), now)
+        refusal = self._hopeless(cost, until, now)
+        if now >= who.deadline:
+            refusal = DeadlineExceeded()
+        elif refusal is None and now + wait > until:
+            refusal = self._too_long(wait)
+        if refusal is not None:
+            self._telemetry.emit(Decided("vendor", False, refusal.reason, self.vendor))
+            raise refusal
+        place = Place(cost, loop.create_future(), now, until, who.deadline)
+        units = max(cost.get("tokens", 0), cost.get("input_tokens", 0) + cost.get("output_tokens", 0))
+        waiter = Waiter(place, who.tenant, who.criticality, max(units, 1), who.weight)
+        self._line.join(waiter)
+        place.timer = loop.call_at(until, self._give_up, waiter)
+        return waiter
+
+    def _hopeless(self, cost: Cost, until: float, now: float) -> Refused | None:
+        """The refusal of a call that surely cannot be sent in time, from what this pod knows."""
+        if now + self._gate.wait(now) > until:
+            return self._gate.refusal(now)
+        if self._full.until > until and self._full.holds(cost):
+            wait = self._full.until - now
+            return VendorQuota(
+                f"the quota of vendor '{self.vendor}' has no room for {wait:.1f} s",
+                retry_after=wait,
+                limit=self.vendor,
+            )
+        return None
+
+    def _left(self, waiter: Waiter[Place]) -> None:
+        """A caller was cancelled: out of the line, and back with what it had just been handed."""
+        woken = waiter.payload.woken
+        if woken.done() and not woken.cancelled() and woken.exception() is None:
+            woken.result().give_back()
+        self._out(waiter)
+
+    def _give_up(self, waiter: Waiter[Place]) -> None:
+        """The time in line is over."""
+        now = asyncio.get_running_loop().time()
+        if now >= waiter.payload.deadline:
+            self._refuse(waiter, DeadlineExceeded())
+        elif self._gate.wait(now) > 0:
+            self._refuse(waiter, self._gate.refusal(now))
+        else:
+            self._refuse(waiter, self._too_long(self._drain.wait(len(self._line), now)))
+
+    def _refuse(self, waiter: Waiter[Place], refusal: Refused) -> None:
+        self._out(waiter)
+        if not waiter.payload.woken.done():
+            self._telemetry.emit(Decided("vendor", False, refusal.reason, self.vendor))
+            waiter.payload.woken.set_exception(refusal)
+
+    def _out(self, waiter: Waiter[Place]) -> None:
+        self._line.leave(waiter)
+        if waiter.payload.timer is not None:
+            waiter.payload.timer.cancel()
+
+    def _too_long(self, wait: float) -> QueueTimeout:
+        return QueueTimeout(
+            f"the wait for vendor '{self.vendor}' is about {wait:.1f} s, "
+            f"and at most {self._queue_timeout:g} s are waited",
+            retry_after=max(wait - self._queue_timeout, 0.0) + self._rng.uniform(1.0, 2.0),
+        )
+
+    def _turn_away(self) -> None:
+        """Refuse at once everyone whose time will be up before the vendor can be called again."""
+        now = asyncio.get_running_loop().time()
+        for waiter in self._line.waiters():
+            refusal = self._hopeless(waiter.payload.cost, waiter.payload.until, now)
+            if refusal is not None:
+                self._refuse(waiter, refusal)
+
+    # -- booking: steps 8 to 10 ------------------------------------------------------------------
+
+    def _kick(self) -> None:
+        """Book, or set the alarm for when booking makes sense again. Called on every change."""
+        if self._asking is not None or len(self._bookings) >= self._ahead():
+            return
+        next_up = self._line.nth(len(self._bookings))
+        if next_up is None:
+            return
+        now = asyncio.get_running_loop().time()
+        wait = max(self._gate.wait(now), self._smoother.wait(now))
+        if self._full.holds(next_up.payload.cost):
+            wait = max(wait, self._full.until - now)
+        if wait > 0:
+            self._wake_at(now + wait)
+        elif self._slots.pledge_nowait():
+            self._start(self._book(next_up))
+
+    def _ahead(self) -> int:
+        """How many bookings may be out: this pod's share of demand, `LEAD` seconds of the quota."""
+        if self._quota.interval <= 0:
+            return self._slots.total
+        return max(2, math.ceil(self._demand.share * LEAD / self._quota.interval))
+
+    def _start(self, question: Coroutine[Any, Any, None]) -> None:
+        self._asking = asyncio.get_running_loop().create_task(question, name=f"book:{self.vendor}")
+        self._asking.add_done_callback(self._asked)
+
+    def _asked(self, task: asyncio.Task[None]) -> None:
+        self._asking = None
+        if task.cancelled():
+            return
+        loop = asyncio.get_running_loop()
+        if task.exception() is not None:  # a bug, not a store's outage: say so, and do not spin
+            message = f"booking for vendor '{self.vendor}' failed"
+            loop.call_exception_handler({"message": message, "exception": task.exception()})
+            self._full = Full({}, loop.time() + 1.0)
+        self._serve()
+
+    async def _book(self, waiter: Waiter[Place]) -> None:
+        """Step 10: one question. The slot pledged for it is kept by the booking, or returned."""
+        cost = waiter.payload.cost
+        verdict: Verdict | None = None
+        try:
+            verdict = await self._ask(cost, waiter)
+        finally:
+            if verdict is None or not verdict.allowed:
+                self._slots.unpledge()
+        if verdict.allowed:
+            now = asyncio.get_running_loop().time()
+            self._smoother.pass_one(now)
+            self._number += 1
+            paid = [(cost, verdict.at_us)]
+            due = now + verdict.wait
+            booking = Booking(due, self._number, cost, paid, verdict.epoch, verdict.probe)
+            heapq.heappush(self._bookings, booking)
+
+    async def _top_up(self, booking: Booking, waiter: Waiter[Place], lack: dict[str, int]) -> None:
+        """The head costs more than was booked: pay the difference, and move the booking to then."""
+        verdict: Verdict | None = None
+        try:
+            verdict = await self._ask(lack, waiter)
+        finally:
+            if verdict is None or not verdict.allowed:
+                self._return(booking)
+        if verdict.allowed:
+            booking.cost = minus(booking.cost, minus({}, lack))
+            booking.paid.append((lack, verdict.at_us))
+            booking.due = max(booking.due, asyncio.get_running_loop().time() + verdict.wait)
+            heapq.heappush(self._bookings, booking)
+
+    async def _ask(self, cost: dict[str, int], waiter: Waiter[Place]) -> Verdict:
+        loop = asyncio.get_running_loop()
+        question = Question(
+            asks=self._quota.asks(cost),
+            horizon=self._quota.horizon,
+            gate=self._shared_gate,
+            pod=self._pod,
+            demand=self._demand.to_report(loop.time()),
+        )
+        verdict = await self._store.ask(question)
+        now = loop.time()
+        self._gate.hear(verdict, now)
+        self._demand.heard(verdict.demand)
+        if verdict.allowed:
+            self._full = ROOM
+        elif verdict.blocked is not None:
+            self._turn_away()
+        elif verdict.retry_after == NEVER:
+            detail = f"the call costs more than vendor '{self.vendor}' ever allows at once"
+            self._refuse(waiter, VendorQuota(f"{detail}: {cost}", limit=self.vendor))
+        else:
+            # The stated wait is when this cost would fit; the horizon is how early it can be booked.
+            wait = max(verdict.retry_after - self._quota.horizon, 0.001)
+            spread = self._rng.uniform(0.0, (self._replicas - 1) * min(self._quota.interval, 1.0))
+            self._full = Full(cost, now + verdict.retry_after)
+            self._turn_away()
+            self._full = Full(cost, now + min(wait + spread, verdict.retry_after))
+        return verdict
+
+    # -- sending: step 11 ------------------------------------------------------------------------
+
+    def _wake_at(self, when: float) -> None:
+        """One alarm, at the earliest moment at which anything can happen."""
+        if self._alarm is not None:
+            if self._alarm.when() <= when:
+                return
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_at(when, self._rang)
+
+    def _rang(self) -> None:
+        self._alarm = None
+        self._serve()
+
+    def _serve(self) -> None:
+        """Hand every booking that has fallen due to the head of the line; then book on."""
+        now = asyncio.get_running_loop().time()
+        while self._bookings and self._bookings[0].due <= now:
+            head = self._head()
+            booking = self._bookings[0]
+            lack = missing(head.payload.cost, booking.cost) if head is not None else {}
+            void = head is None or booking.epoch < self._gate.epoch
+            if lack and not void and self._asking is not None:
+                return  # one question at a time: its answer brings us back here
+            heapq.heappop(self._bookings)
+            if head is None or void:
+                self._return(booking)
+            elif lack:
+                self._start(self._top_up(booking, head, lack))
+            else:
+                self._hand_over(booking, head, now)
+        if self._bookings:
+            self._wake_at(self._bookings[0].due)
+        self._kick()
+
+    def _head(self) -> Waiter[Place] | None:
+        """Who is next; a caller that was cancelled but has not yet woken to leave is struck out."""
+        while (head := self._line.head()) is not None and head.payload.woken.done():
+            self._out(head)
+        return head
+
+    def _hand_over(self, booking: Booking, head: Waiter[Place], now: float) -> None:
+        """Booking and slot in one step, to the head of the line."""
+        self._line.pop()
+        self._out(head)
+        self._slots.take_pledged()
+        self._drain.served(now, busy=len(self._line) > 0)
+        self._telemetry.emit(Decided("vendor", True, "", self.vendor))
+        self._telemetry.emit(Waited(self.vendor, now - head.payload.joined_at))
+        head.payload.woken.set_result(Grant(self._ledger, booking, head.payload.cost, now))
+
+    def _return(self, booking: Booking) -> None:
+        """A booking came to nothing: its slot and everything paid go back."""
+        self._slots.unpledge()
+        self._ledger.give_back(booking)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Refuse everyone in line, end the question in flight, give every booking back."""
+        for waiter in self._line.waiters():
+            self._refuse(waiter, QueueTimeout("the service is shutting down", retry_after=1.0))
+        asking = self._asking
+        if asking is not None:
+            _, late = await asyncio.wait((asking,), timeout=1.0)
+            if late:
+                asking.cancel()
+        if self._alarm is not None:
+            self._alarm.cancel()
+        while self._bookings:
+            self._return(heapq.heappop(self._bookings))

@@ -1,0 +1,210 @@
+"""An outbound call, from top to bottom. Reading `attempt` is reading the order.
+
+     7  line            fair, prioritised, bounded in time          `Dispatcher.admit`
+     8  gate            breaker and cool-down, from the local copy   │ (in the dispatcher,
+     9  smoother        optional pace of this pod                    │  for the line and not
+    10  global limiter  one question books a send time               │  for a caller)
+    11  slot            taken together with the booking             ─┘
+    12  call timeout    opens only now
+    13  the vendor
+    14  retry           outermost, holding nothing, back to 7
+
+On the way out the ending is named once; the slot returns, costs are settled and the breaker is told,
+whatever was raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from headworks.current import current
+from headworks.errors import CallTimeout, DeadlineExceeded, Refused, VendorFailed
+from headworks.limits.breaker import Ending
+from headworks.telemetry import Called, Telemetry
+from headworks.vendor.dispatcher import Dispatcher
+from headworks.vendor.grant import Grant
+from headworks.vendor.quota import Cost
+from headworks.vendor.retry import Outcome, Retry
+
+A = TypeVar("A")
+
+SLOW = 0.8
+"""The part of the call timeout beyond which an answered call counts as slow for the breaker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange(Generic[A]):
+    """How to talk to the vendor once admitted.
+
+    send      makes the call; its answer may still hold a body to be read
+    judge     names what an answer, or what was raised instead, means
+    discard   closes an answer that a retry replaces
+    """
+
+    send: Callable[[], Awaitable[A]]
+    judge: Callable[[A | Exception], Outcome]
+    discard: Callable[[A], Awaitable[None]]
+
+
+class Attempt:
+    """A granted call under way; ends once, and reports itself."""
+
+    def __init__(self, pipeline: Pipeline, grant: Grant, model: str) -> None:
+        self._pipeline, self._grant, self._model = pipeline, grant, model
+        self._over = False
+
+    def end(
+        self,
+        ending: Ending,
+        *,
+        status: int = 0,
+        used: Mapping[str, int] | None = None,
+        cool_down: float = 0.0,
+    ) -> None:
+        """Name the ending. Only the first call counts."""
+        if self._over:
+            return
+        self._over = True
+        seconds = asyncio.get_running_loop().time() - self._grant.at
+        slow = ending is Ending.OK and seconds > SLOW * self._pipeline.call_timeout
+        self._grant.finish(ending, used=used, slow=slow, cool_down=cool_down)
+        units = (used or {}).get("tokens", 0)
+        self._pipeline.telemetry.emit(
+            Called(self._pipeline.vendor, self._model, ending.value, seconds, status, units)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sent(Generic[A]):
+    """What one attempt came to; without an answer, its outcome holds a refusal."""
+
+    outcome: Outcome
+    attempt: Attempt
+    answer: A | None = None
+
+    def standing(self) -> tuple[A, Attempt]:
+        """The answer, or the refusal raised, when it is not tried again."""
+        if self.answer is not None:
+            return self.answer, self.attempt
+        assert self.outcome.refusal is not None
+        raise self.outcome.refusal
+
+
+class Pipeline:
+    """The stages of one vendor, in their order."""
+
+    def __init__(
+        self,
+        vendor: str,
+        *,
+        lanes: Mapping[str, Dispatcher],
+        retry: Retry,
+        call_timeout: float,
+        telemetry: Telemetry,
+    ) -> None:
+        self.vendor, self.call_timeout, self.telemetry = vendor, call_timeout, telemetry
+        self._lanes, self._retry = lanes, retry
+
+    async def call(self, model: str, cost: Cost, exchange: Exchange[A]) -> tuple[A, Attempt]:
+        """Admit and make the call, again if that is safe and there is budget and time.
+
+        Returns the vendor's answer, even a failing one when it may not be tried again, and the
+        attempt, which the caller ends when the answer's body is over. Raises `Refused`.
+        """
+        loop = asyncio.get_running_loop()
+        delay, number = 0.0, 1
+        self._retry.active += 1
+        try:
+            while True:
+                sent = await self._attempt(model, cost, exchange)
+                left = current().deadline - loop.time()
+                pause = self._retry.delay(number, delay, sent.outcome, left)
+                if pause is None:
+                    return sent.standing()
+                if sent.answer is not None:
+                    await exchange.discard(sent.answer)
+                delay, number = pause, number + 1
+                await self._back_off(pause)
+        finally:
+            self._retry.active -= 1
+
+    async def _back_off(self, pause: float) -> None:
+        """Hold nothing while sleeping, except a place in the retry budget."""
+        self._retry.retrying += 1
+        try:
+            await asyncio.sleep(pause)
+        finally:
+            self._retry.retrying -= 1
+
+    async def _attempt(self, model: str, cost: Cost, exchange: Exchange[A]) -> Sent[A]:
+        who = current()
+        grant = await self._lane(model).admit(cost, who)  # 7 to 11
+        attempt = Attempt(self, grant, model)
+        bound = min(self.call_timeout, who.deadline - grant.at)
+        try:
+            async with asyncio.timeout(bound) as timer:  # 12
+                answer = await exchange.send()  # 13
+        except TimeoutError as error:
+            if not timer.expired():
+                return Sent(self._failed(attempt, exchange, error), attempt)
+            attempt.end(Ending.OVERLOADED)
+            late: Refused = (
+                CallTimeout(f"vendor '{self.vendor}' did not answer within {bound:g} s")
+                if bound == self.call_timeout
+                else DeadlineExceeded()
+            )
+            return Sent(Outcome(Ending.OVERLOADED, late), attempt)
+        except Exception as error:
+            return Sent(self._failed(attempt, exchange, error), attempt)
+        except BaseException:
+            attempt.end(Ending.IGNORED)
+            raise
+        outcome = exchange.judge(answer)
+        if outcome.ending is not Ending.OK:
+            cool_down = outcome.retry_after or 0.0 if outcome.ending is Ending.OVERLOADED else 0.0
+            attempt.end(outcome.ending, cool_down=cool_down)
+        return Sent(outcome, attempt, answer)
+
+    def _failed(self, attempt: Attempt, exchange: Exchange[A], error: Exception) -> Outcome:
+        """Nothing came back but an exception: an outcome if it is the vendor's, else raise it."""
+        outcome = exchange.judge(error)
+        attempt.end(outcome.ending)
+        if outcome.refusal is None:
+            raise error
+        outcome.refusal.__cause__ = error
+        return outcome
+
+    def _lane(self, model: str) -> Dispatcher:
+        return self._lanes.get(model) or self._lanes[""]
+
+    @asynccontextmanager
+    async def hold(self, model: str, cost: Cost) -> AsyncIterator[Attempt]:
+        """Steps 7 to 12 around a caller's own exchange, for clients that are not ours.
+
+        Not retried: what is inside the block cannot be run again. A timeout, a broken connection or
+        any `OSError` counts against the vendor; another exception or a cancellation does not.
+        """
+        who = current()
+        grant = await self._lane(model).admit(cost, who)
+        attempt = Attempt(self, grant, model)
+        bound = min(self.call_timeout, who.deadline - grant.at)
+        try:
+            async with asyncio.timeout(bound) as timer:
+                yield attempt
+        except TimeoutError as error:
+            attempt.end(Ending.OVERLOADED)
+            if not timer.expired():
+                raise
+            raise CallTimeout(f"vendor '{self.vendor}' did not answer within {bound:g} s") from error
+        except (OSError, EOFError) as error:
+            attempt.end(Ending.FAILED)
+            raise VendorFailed(f"the call to vendor '{self.vendor}' failed: {error}") from error
+        except BaseException:
+            attempt.end(Ending.IGNORED)
+            raise
+        else:
+            attempt.end(Ending.OK)

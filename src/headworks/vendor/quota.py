@@ -1,0 +1,105 @@
+"""The vendor's quotas as questions to the store: all dimensions of one call together.
+
+A quota of the policy becomes one or two limits of the store, shaped by how the vendor enforces
+(`limits.paced`). Keys share the account's hash tag, so that one question stays one atomic call in a
+cluster, and every service naming the account shares its state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from headworks.limits import paced
+from headworks.limits.shapes import Shape
+from headworks.policy.profiles import Profile
+from headworks.policy.settings import VendorSettings
+from headworks.policy.units import Rate
+from headworks.store.protocol import Ask, Correction
+
+Cost = Mapping[str, int]
+"""Units by dimension: "requests", "tokens", "input_tokens", "output_tokens"."""
+
+SPREAD = 0.05
+"""Seconds by which a booking bound by a model's own quota may lie ahead: the account's other models
+wait behind it meanwhile, so it must be short."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One limit that the store keeps for us."""
+
+    name: str
+    key: str
+    unit: str
+    shape: Shape
+
+
+class Quota:
+    """What one lane of a vendor (an account, or one of its models with a quota of its own) may use.
+
+    interval  seconds between two calls at the full rate of the tightest request limit (0: none)
+    horizon   seconds ahead that a booking may lie
+    """
+
+    def __init__(self, vendor: str, settings: VendorSettings, profile: Profile, model: str = "") -> None:
+        self.vendor, self.model = vendor, model
+        tag = f"{{vendor:{settings.account}}}:{vendor}"
+        self.gate_key = f"{tag}:gate"
+        self._limits = list(_limits(tag, vendor, settings.quota, settings, profile))
+        self.horizon = settings.limiter_timeout
+        own = settings.models[model].quota if model in settings.models else ()
+        if own:
+            self._limits += _limits(f"{tag}:{model}", f"{vendor}:{model}", own, settings, profile)
+            self.horizon = min(self.horizon, SPREAD)
+        rates = [rate for rate in (*settings.quota, *own) if rate.unit == "requests"]
+        share = settings.share
+        self.interval = max((rate.period / (rate.amount * share) for rate in rates), default=0.0)
+        self.units = frozenset(limit.unit for limit in self._limits)
+
+    def asks(self, cost: Cost) -> tuple[Ask, ...]:
+        """The question's limits for a call of this cost; dimensions it does not use are left out."""
+        return tuple(
+            Ask(limit.name, limit.key, limit.shape, cost[limit.unit])
+            for limit in self._limits
+            if cost.get(limit.unit, 0) > 0
+        )
+
+    def corrections(self, delta: Cost, at_us: int) -> tuple[Correction, ...]:
+        """What to settle when a booking made for `at_us` turned out to cost `delta` more (or less)."""
+        return tuple(
+            Correction(limit.key, limit.shape, delta[limit.unit], at_us)
+            for limit in self._limits
+            if delta.get(limit.unit, 0) != 0
+        )
+
+
+def _limits(
+    tag: str, name: str, rates: tuple[Rate, ...], settings: VendorSettings, profile: Profile
+) -> list[Limit]:
+    limits: list[Limit] = []
+    for rate in rates:
+        window = profile.window_of(rate)
+        shapes = paced.enforce(
+            max(1, math.floor(rate.amount * settings.share * window / rate.period)),
+            window,
+            mechanism=profile.mechanism,
+            jitter=settings.jitter,
+            lumpy=rate.unit != "requests",
+            burst=max(1, math.floor(profile.capacity_of(rate) * settings.share)),
+        )
+        for shape in shapes:
+            key = f"{tag}:{rate.unit}:{rate.period:g}:{type(shape).__name__.lower()}"
+            limits.append(Limit(f"{name}:{rate}", key, rate.unit, shape))
+    return limits
+
+
+def minus(cost: Cost, other: Cost) -> dict[str, int]:
+    """cost − other, dimension by dimension."""
+    return {unit: cost.get(unit, 0) - other.get(unit, 0) for unit in {*cost, *other}}
+
+
+def missing(wanted: Cost, booked: Cost) -> dict[str, int]:
+    """What a booking lacks for a call: the positive part of wanted − booked."""
+    return {unit: lack for unit, lack in minus(wanted, booked).items() if lack > 0}

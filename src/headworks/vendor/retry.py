@@ -1,0 +1,60 @@
+"""Whether and when to try again: only what is safe and transient, within a budget.
+
+Backoff is decorrelated jitter (M. Brooker, "Exponential Backoff And Jitter", 2015):
+`delay = min(CAP, uniform(BASE, 3 · previous))`. A vendor's `Retry-After` is never undercut. The
+budget allows retries for at most a fifth of the calls under way, and always one: retries must not
+multiply an overload.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from headworks.errors import Refused
+from headworks.limits.breaker import Ending
+
+BASE = 0.5
+CAP = 8.0
+BUDGET_RATIO = 0.2
+BUDGET_FLOOR = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt came out.
+
+    refusal      what the caller would be told; None when the vendor answered
+    retryable    trying again is safe and may help
+    retry_after  seconds the vendor asked us to wait, None if it did not say
+    """
+
+    ending: Ending
+    refusal: Refused | None = None
+    retryable: bool = False
+    retry_after: float | None = None
+
+
+class Retry:
+    """Attempts and budget of one vendor in this pod. `attempts` counts the first one too."""
+
+    def __init__(self, attempts: int, rng: random.Random) -> None:
+        self._attempts, self._rng = attempts, rng
+        self.active = 0
+        self.retrying = 0
+
+    def delay(self, attempt: int, previous: float, outcome: Outcome, left: float) -> float | None:
+        """Seconds to wait before the next attempt, or None to let the outcome stand.
+
+        attempt   which one just ended, from 1
+        previous  the delay before it, 0 for the first
+        left      seconds until the request's deadline
+        """
+        if not outcome.retryable or attempt >= self._attempts:
+            return None
+        if self.retrying >= max(BUDGET_FLOOR, BUDGET_RATIO * self.active):
+            return None
+        delay = min(CAP, self._rng.uniform(BASE, max(BASE, 3 * previous)))
+        if outcome.retry_after is not None:
+            delay = outcome.retry_after + self._rng.uniform(0.0, BASE)
+        return delay if delay < left else None

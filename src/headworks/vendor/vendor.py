@@ -1,0 +1,177 @@
+"""One vendor as its users meet it: an HTTP client for SDKs, and a context for everything else."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+import httpx2
+
+from headworks.cleanup import Reaper
+from headworks.limits.breaker import BreakerRules, Ending
+from headworks.policy.profiles import Profile
+from headworks.policy.settings import VendorSettings
+from headworks.store.protocol import Store
+from headworks.telemetry import Telemetry
+from headworks.vendor.dispatcher import Dispatcher
+from headworks.vendor.gate import GateCache
+from headworks.vendor.pipeline import Attempt, Pipeline
+from headworks.vendor.quota import Quota
+from headworks.vendor.retry import Retry
+from headworks.vendor.slots import Slots
+from headworks.vendor.smoother import Smoother
+from headworks.vendor.transport import VendorTransport
+
+PROBE = 15.0
+"""Seconds after which a breaker's probe that was never heard of again gives its place back, beyond
+the call timeout."""
+
+
+@dataclass(frozen=True, slots=True)
+class VendorStatistics:
+    """waiting: calls in line · booked: send times held · in_flight, highest_in_flight: calls out ·
+    free: slots · epoch, shut_for: the gate as last heard, in seconds"""
+
+    waiting: int
+    booked: int
+    in_flight: int
+    highest_in_flight: int
+    free: int
+    epoch: int
+    shut_for: float
+
+
+class VendorCall:
+    """A call made by other means than our client; lives inside `Vendor.call`."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+
+    def settle(
+        self, *, tokens: int | None = None, ending: Ending = Ending.OK, retry_after: float = 0.0
+    ) -> None:
+        """Say what the call cost and how it ended, once it is known.
+
+        tokens       units actually charged by the vendor, ≥ 0
+        ending       `Ending.OVERLOADED` for a 429, `Ending.FAILED` for a failure of the vendor's
+        retry_after  seconds for which the whole fleet shall pause, after a 429
+        """
+        used = {} if tokens is None else {"tokens": tokens}
+        self._attempt.end(ending, used=used, cool_down=retry_after)
+
+
+class Vendor:
+    """A rate-limited API behind its line, quota, breaker and slots.
+
+    client    an `httpx2.AsyncClient` whose every request passes the pipeline; hand it to SDKs
+    base_url  the only origin it will talk to
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: VendorSettings,
+        profile: Profile,
+        *,
+        store: Store,
+        telemetry: Telemetry,
+        reaper: Reaper,
+        pod: str,
+        replicas: int,
+        rng: random.Random,
+        now: Callable[[], datetime],
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.name, self.base_url = name, settings.base_url
+        self._slots = Slots(settings.slots)
+        self._gate = GateCache(name, telemetry)
+        smoothing = settings.smoothing
+        smoother = Smoother(smoothing.period / smoothing.amount if smoothing else 0.0)
+        breaker = settings.breaker
+        rules = BreakerRules(
+            failure_ratio=breaker.failure_ratio,
+            min_calls=breaker.min_calls,
+            window_us=round(breaker.window * 1e6),
+            open_us=round(breaker.open_for * 1e6),
+            probes=breaker.probes,
+            probe_us=round((settings.call_timeout + PROBE) * 1e6),
+        )
+        self._lanes = {
+            model: Dispatcher(
+                name,
+                quota=Quota(name, settings, profile, model),
+                rules=rules,
+                gate=self._gate,
+                slots=self._slots,
+                smoother=smoother,
+                store=store,
+                reaper=reaper,
+                telemetry=telemetry,
+                pod=pod,
+                replicas=replicas,
+                queue_timeout=settings.queue_timeout,
+                expected_latency=settings.expected_latency,
+                rng=rng,
+            )
+            for model in ("", *settings.models)
+        }
+        self._pipeline = Pipeline(
+            name,
+            lanes=self._lanes,
+            retry=Retry(settings.attempts, rng),
+            call_timeout=settings.call_timeout,
+            telemetry=telemetry,
+        )
+        timeouts = httpx2.Timeout(
+            connect=settings.timeouts.connect,
+            pool=settings.timeouts.pool,
+            write=settings.timeouts.write,
+            read=settings.timeouts.read,
+        )
+        limits = httpx2.Limits(
+            max_connections=settings.connections.max,
+            max_keepalive_connections=settings.connections.keepalive,
+        )
+        engine = httpx2.AsyncClient(limits=limits, timeout=timeouts, transport=transport)
+        self.client = httpx2.AsyncClient(
+            base_url=settings.base_url,
+            timeout=timeouts,
+            transport=VendorTransport(name, settings, profile, self._pipeline, engine=engine, now=now),
+        )
+
+    @asynccontextmanager
+    async def call(self, *, tokens: int = 0, model: str = "") -> AsyncIterator[VendorCall]:
+        """Hold a booking and a slot around a call made by any asynchronous client.
+
+        tokens  what the call is expected to cost, where the vendor counts tokens; correct it with
+                `settle` once it is known
+        model   whose own quota counts too, where the policy gives it one
+
+        Raises `Refused` when the call may not be made, `CallTimeout` when the block takes longer
+        than the policy's call_timeout, and `VendorFailed` from an `OSError` inside the block.
+        """
+        cost: Mapping[str, int] = {"requests": 1, "tokens": tokens, "input_tokens": tokens}
+        async with self._pipeline.hold(model, cost) as attempt:
+            yield VendorCall(attempt)
+
+    def statistics(self) -> VendorStatistics:
+        """How things stand now."""
+        return VendorStatistics(
+            waiting=sum(lane.waiting for lane in self._lanes.values()),
+            booked=sum(lane.booked for lane in self._lanes.values()),
+            in_flight=self._slots.held,
+            highest_in_flight=self._slots.highest_held,
+            free=self._slots.free,
+            epoch=self._gate.epoch,
+            shut_for=self._gate.wait(asyncio.get_running_loop().time()),
+        )
+
+    async def aclose(self) -> None:
+        """Refuse who waits, give bookings back, close the connections."""
+        for lane in self._lanes.values():
+            await lane.aclose()
+        await self.client.aclose()
