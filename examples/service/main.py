@@ -44,7 +44,7 @@ app = works.protect(FastAPI(title="A service behind headworks"))
 llm = works.vendor("llm")
 search = works.vendor("search")
 openai = AsyncOpenAI(
-    base_url=str(llm.base_url),
+    base_url=llm.base_url,
     http_client=llm.client,
     max_retries=0,  # headworks retries, within the vendor's quota and the request's deadline
     api_key=os.environ.get("OPENAI_API_KEY", "local"),

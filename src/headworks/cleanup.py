@@ -116,13 +116,16 @@ class Reaper:
             worker.add_done_callback(self._workers.discard)
 
     async def _work(self) -> None:
-        while self._waiting:
-            what, release = self._waiting.popleft()
-            self._running += 1
-            try:
-                await self._release(what, release)
-            finally:
-                self._running -= 1
+        try:
+            while self._waiting:
+                what, release = self._waiting.popleft()
+                self._running += 1
+                try:
+                    await self._release(what, release)
+                finally:
+                    self._running -= 1
+        finally:  # at once, not by the callback: a release that comes now needs a new worker
+            self._workers.discard(asyncio.current_task())  # type: ignore[arg-type]  # there is one
 
     async def _release(self, what: str, release: Release) -> None:
         async def work() -> None:

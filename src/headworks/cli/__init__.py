@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from headworks.cli import render, serve, up
+from headworks.cli import check, fake_vendor, load, render, serve, up
 
 app = typer.Typer(
     name="headworks",
@@ -14,8 +14,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("up")(up.up)
+app.command("check")(check.check)
 app.command("serve")(serve.serve)
 app.command("render")(render.render)
+app.command("fake-vendor")(fake_vendor.fake_vendor)
+app.command("load")(load.load)
 
 
 def main() -> None:

@@ -16,11 +16,12 @@ from rich.console import Console
 from rich.live import Live
 
 from headworks.cli.fail import fail
-from headworks.local.load import PROFILES, CannotStart, LoadRun, NotLoopback, Report
+from headworks.local import status
+from headworks.local.load import PROFILES, CannotStart, LoadRun, NotLoopback, Report, loopback
 from headworks.local.load import show as tables
 from headworks.policy.units import parse_duration
 
-DRAWN = 0.25
+DRAWN = 0.5
 """Seconds between two drawings of the live display."""
 TOLD = 5.0
 """Seconds between two lines when nobody watches a terminal."""
@@ -65,7 +66,7 @@ def load(
             url,
             seconds=_seconds(duration),
             seed=seed,
-            vendors=_vendors(vendor_stats),
+            vendors=_vendors(vendor_stats, url),
         )
         report = _loop_runner()(_watched(run, _seconds(duration), quiet=as_json))
     except (CannotStart, NotLoopback, ValueError) as error:
@@ -73,7 +74,7 @@ def load(
     if as_json:
         typer.echo(json.dumps(report.as_json(), indent=2))
     else:
-        Console().print(tables.closing(report))
+        Console(width=None if sys.stdout.isatty() else 110).print(tables.closing(report))
 
 
 def _seconds(text: str) -> float:
@@ -85,9 +86,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _vendors(given: list[str] | None) -> dict[str, str]:
+def _vendors(given: list[str] | None, url: str) -> dict[str, str]:
+    """The vendors named, else the fake ones of the stack whose gateway is at `url`."""
+    if not given:
+        stack = status.read(loopback(url)[1])
+        return stack.vendors if stack is not None else {}
     vendors = {}
-    for item in given or []:
+    for item in given:
         name, equals, address = item.partition("=")
         if not (name and equals and address):
             raise ValueError(

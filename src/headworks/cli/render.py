@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from headworks.cli.fail import fail, policy_or_fail
 from headworks.gateway import nginx
 
 
-class Target(str, Enum):
+class Target(StrEnum):
     """What can be rendered."""
 
     NGINX = "nginx"

@@ -30,7 +30,9 @@ requests leave behind may pile up further before it is."""
 def serve(
     policy: Annotated[Path, typer.Option("--policy", help="The policy file.")] = Path("headworks.toml"),
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "0.0.0.0",
-    port: Annotated[int | None, typer.Option("--port", help="Default: the policy's deploy.port.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", help="Default: the policy's deploy.port.")
+    ] = None,
     workers: Annotated[int, typer.Option("--workers", help="One; a pod is one process.")] = 1,
     gc_freeze: Annotated[
         bool, typer.Option("--gc-freeze/--no-gc-freeze", help="Freeze what lives after startup.")
@@ -47,11 +49,12 @@ def serve(
             "own, and several workers behind one port would each have their own; run more pods instead"
         )
     path = policy.absolute()
-    settings = server_settings(policy_or_fail(path), host=host, port=port)
+    loaded = policy_or_fail(path)
+    settings = server_settings(loaded, host=host, port=port)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
     os.environ["HEADWORKS_POLICY"] = str(path)
     _leave_quietly()
-    application = _application(policy_or_fail(path).service.app, path.parent)
+    application = _application(loaded.service.app, path.parent)
     listener = _listener(settings)
     arguments = settings.arguments() | {"access_log": access_log}
     _Pod(uvicorn.Config(application, **arguments), gc_freeze=gc_freeze).run(sockets=[listener])
@@ -121,6 +124,8 @@ def _listener(settings: ServerSettings) -> socket.socket:
         listener.bind((settings.host, settings.port))
     except OSError as error:
         listener.close()
-        fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another --port")
+        fail(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another --port"
+        )
     listener.set_inheritable(False)
     return listener

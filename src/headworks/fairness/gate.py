@@ -57,14 +57,14 @@ class Fairness:
         self.ticket: ContextVar[Ticket | None] = ContextVar("headworks_ticket", default=None)
 
     async def admit(self, scope: Scope, matched: Matched | None, ticket: Ticket) -> None:
-        """Ask the caller's and the route's limits together; `QuotaExceeded` if one of them is used up."""
+        """Ask the caller's and the route's limits together; `QuotaExceeded` if one is used up."""
         identity = await self._identifier.resolve(scope)
         _tell(identity)
         ticket.asks = self._limits.asks(identity, matched)
         await self._ask(ticket, ticket.asks)
 
     async def charge(self, units: int) -> None:
-        """Take `units` (≥ 0) more of the current request's limits; `QuotaExceeded`, nothing then taken."""
+        """Take `units` (≥ 0) more of the current request's limits; all of it, or `QuotaExceeded`."""
         ticket = self.ticket.get()
         if ticket is None:
             raise RuntimeError("charge() belongs into a request that the limits were asked for")

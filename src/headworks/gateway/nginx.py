@@ -23,11 +23,11 @@ from headworks.policy.units import Rate
 HEALTH = PREFIX + "gateway-health"
 """The gateway's own health: 200 while at least one pod is ready."""
 POLL_MS, POLL_FAILURES, POLL_TIMEOUT_MS = 200, 2, 1000
-"""How often each pod is asked `/ready`, how many failures in a row take it out, how long one may take."""
+"""A pod is asked `/ready` so often; so many failures in a row take it out; no answer by then is one."""
 PER_IP_BURST, TOTAL_BURST = 1.0, 0.2
 """Seconds' worth of requests that may come at once where the policy's rate names no burst."""
 IDLE_SHARE = 0.8
-"""How long the gateway keeps an idle connection, against the pod: shorter, or it sends on a closing one."""
+"""An idle connection is dropped here before the pod drops it, or a request would meet its closing."""
 TRIES = 3
 """Pods a request is offered to at most, the first included."""
 HEAD_BUFFERS = 4

@@ -85,7 +85,7 @@ def correct(level: Level, shape: Bucket, units: int, at: int, clears_at: int, no
     latest spending.
     """
     if units >= 0:
-        return spend(level, shape, units, now, now)._replace(last=max(level.last, at)) if units else level
+        return spend(level, shape, units, now, now)._replace(last=max(level.last, at))
     if level.tat < now:
         return IDLE
     back = -units * shape.pace_us

@@ -68,7 +68,9 @@ class Bucket:
         if self.burst * pace + per >= EXACT_INTEGERS:
             pace, per = -(-self.period_us * 1000 // self.limit), 1000
         if self.burst * pace + per >= EXACT_INTEGERS:
-            raise ValueError(f"{self}: a burst lasting {self.burst * pace / per:.3g} µs cannot be counted")
+            raise ValueError(
+                f"{self}: a burst lasting {self.burst * pace / per:.3g} µs cannot be counted"
+            )
         object.__setattr__(self, "pace_us", pace)
         object.__setattr__(self, "pace_per", per)
 

@@ -1,4 +1,4 @@
-"""At most L units in any period W: a log, coarsened into sub-buckets that only ever err to the safe side.
+"""At most L units in any period W: a log, coarsened into sub-buckets that err only to the safe side.
 
     a unit spent at t is remembered at    e(t) = ⌊t/g⌋·g + g − 1      the last µs of its sub-bucket
     it counts at time t as long as        e > t − W                   so it is freed exactly at e + W
@@ -46,11 +46,11 @@ def earliest(log: Log, shape: Window, cost: int, t: int) -> int:
     excess = cost - shape.limit + sum(units for _, units in counting)
     if excess <= 0:
         return t
-    for end, units in counting:  # all of them free `limit` at least, and the excess is no more
-        excess -= units
-        if excess <= 0:
-            break
-    return end + shape.period_us
+    oldest = 0
+    while excess > counting[oldest][1]:  # all together free `limit` at least, and excess is no more
+        excess -= counting[oldest][1]
+        oldest += 1
+    return counting[oldest][0] + shape.period_us
 
 
 def spend(log: Log, shape: Window, cost: int, t: int, now: int) -> Log:

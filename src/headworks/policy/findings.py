@@ -31,14 +31,12 @@ class Finding:
 Findings = Iterator[Finding]
 
 
-def quotas(vendor: VendorSettings) -> list[Rate]:
-    """The account's request quotas; other dimensions have no latency to set against."""
-    return [rate for rate in vendor.quota if rate.unit == "requests"]
-
-
 def tightest(vendor: VendorSettings) -> float:
     """Requests per second that the account's quotas allow this service; inf without a request quota."""
-    return min((rate.per_second for rate in quotas(vendor)), default=math.inf) * vendor.share
+    return (
+        min((rate.per_second for rate in vendor.quota if rate.unit == "requests"), default=math.inf)
+        * vendor.share
+    )
 
 
 def per_minute(per_second: float) -> str:
@@ -54,3 +52,14 @@ def number(value: float) -> str:
 def fleet_slots(policy: Policy, vendor: VendorSettings) -> int:
     """Calls to a vendor that all pods together may have in flight."""
     return policy.deploy.replicas * vendor.slots
+
+
+def implies(rate: Rate, other: Rate) -> bool:
+    """Whether whoever keeps `rate` keeps `other` too, so that `other` never decides."""
+    if rate.unit != other.unit or other.burst is not None:
+        return False
+    if rate.burst is not None:
+        most = rate.burst + math.ceil(rate.per_second * other.period)
+    else:
+        most = rate.amount * math.ceil(other.period / rate.period - 1e-9)
+    return most <= other.amount

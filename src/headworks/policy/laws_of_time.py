@@ -13,8 +13,8 @@ def gateway_outlasts_sla(policy: Policy) -> Findings:
     if waits <= sla:
         yield Finding(
             "gateway.request_timeout",
-            f"the gateway gives up after {text(waits)}, while a request may take service.sla = {text(sla)}: "
-            "clients get the gateway's 504, and the pod works on for nobody",
+            f"the gateway gives up after {text(waits)}, while a request may take service.sla = "
+            f"{text(sla)}: clients get the gateway's 504, and the pod works on for nobody",
             f'gateway.request_timeout = "{text(sla + EDGE_MARGIN)}", or leave it out',
             "error",
         )
@@ -29,8 +29,8 @@ def sla_holds_a_call(policy: Policy) -> Findings:
             yield Finding(
                 "service.sla",
                 f"{text(sla)} is less than vendors.{name}.queue_timeout + call_timeout = "
-                f"{text(vendor.queue_timeout)} + {text(vendor.call_timeout)} = {text(need)}: a call that is "
-                "in time for the vendor is too late for its request",
+                f"{text(vendor.queue_timeout)} + {text(vendor.call_timeout)} = {text(need)}: a call "
+                "that is in time for the vendor is too late for its request",
                 f'service.sla = "{text(need)}", or shorter timeouts of the vendor',
                 "error",
             )
@@ -70,8 +70,8 @@ def call_outlasts_read(policy: Policy) -> Findings:
         if vendor.call_timeout < vendor.timeouts.read:
             yield Finding(
                 f"vendors.{name}.call_timeout",
-                f"{text(vendor.call_timeout)} is less than timeouts.read = {text(vendor.timeouts.read)}: the "
-                "read timeout can never fire",
+                f"{text(vendor.call_timeout)} is less than timeouts.read = "
+                f"{text(vendor.timeouts.read)}: the read timeout can never fire",
                 f'vendors.{name}.call_timeout = "{text(vendor.timeouts.read)}", or '
                 f'timeouts.read = "{text(vendor.call_timeout)}"',
                 "error",
@@ -84,8 +84,8 @@ def draining_outlasts_sla(policy: Policy) -> Findings:
     if drain < sla:
         yield Finding(
             "health.drain_timeout",
-            f"a leaving pod waits {text(drain)} for requests that may take service.sla = {text(sla)}: every "
-            "rollout cuts some off",
+            f"a leaving pod waits {text(drain)} for requests that may take service.sla = {text(sla)}: "
+            "every rollout cuts some off",
             f'health.drain_timeout = "{text(sla)}", or leave it out',
             "error",
         )

@@ -43,9 +43,7 @@ Scope = Literal["user", "all"]
 
 _HEADER = "[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
 
-AppName = Annotated[
-    str, Text(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", 'module:attribute, as in "main:app"')
-]
+AppName = Annotated[str, Text(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", 'module:attribute, as in "main:app"')]
 Image = Annotated[str, Text(r"[a-z0-9][\w./:@-]{0,254}", 'an image, such as "registry.example/app:1"')]
 Path = Annotated[str, Text(r"/[\x21-\x7e]{0,255}", 'a path, such as "/chat"')]
 TierName = Annotated[str, Text("[a-z0-9][a-z0-9_-]{0,62}", "1 to 63 of a-z, 0-9, _ and -")]

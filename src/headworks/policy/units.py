@@ -85,9 +85,9 @@ def parse_duration(value: object) -> float:
 
 
 def duration_text(seconds: float) -> str:
-    """The shortest way to write a duration that `parse_duration` reads back."""
+    """A duration as people write it, which `parse_duration` reads back; a minute is "60s"."""
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        if seconds >= size and seconds % size == 0:
+        if seconds >= size and seconds % size == 0 and not (seconds == 60 and unit == "m"):
             return f"{int(seconds // size)}{unit}"
     if seconds >= 1:
         return f"{round(seconds, 6):.6f}".rstrip("0").rstrip(".") + "s"

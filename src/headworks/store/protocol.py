@@ -45,8 +45,8 @@ class Question:
     """All that one decision needs: every limit consumes, or none does.
 
     horizon  seconds ahead that a send time may be booked; 0 asks for now. A booking is placed at the
-             earliest moment at which every limit has room, never before one placed earlier on the
-             same bucket.
+             earliest moment at which every limit has room, never before an earlier booking that one
+             of its limits made wait. A refusal's `retry_after` counts the horizon in.
     gate     refuses before the limits are looked at
     pod      who asks, and
     demand   its own recent demand in units per second; reported when > 0, the verdict then carries
@@ -59,6 +59,10 @@ class Question:
     pod: str = ""
     demand: float = 0.0
 
+    def __post_init__(self) -> None:
+        if len(self.asks) > 1 and len({ask.key for ask in self.asks}) < len(self.asks):
+            raise ValueError("a question names each key once: two limits on one key would share a state")
+
 
 @dataclass(frozen=True, slots=True)
 class Correction:
@@ -67,12 +71,16 @@ class Correction:
     at_us is `Verdict.at_us` of the booking that paid. What is charged on top voids no booking and
     may pass the limit; later questions wait until it is paid. What is given back returns to the
     sub-bucket it came from, and is forgotten if that is gone.
+
+    clears_us is `LimitState.clears_us` of that verdict. Only a bucket needs it, to know how much of
+    what is given back later spendings have not overtaken; 0 gives back less, never too much.
     """
 
     key: str
     shape: Shape
     units: int
     at_us: int
+    clears_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from headworks.vendor.gate import GateCache
 from headworks.vendor.grant import Booking, Grant, Ledger
 from headworks.vendor.line import Line, Waiter
 from headworks.vendor.pace import Demand, DrainRate
-from headworks.vendor.quota import Cost, Quota, minus, missing
+from headworks.vendor.quota import Cost, Payment, Quota, minus, missing
 from headworks.vendor.slots import Slots
 from headworks.vendor.smoother import Smoother
 from headworks.verdict import NEVER, Verdict
@@ -52,16 +52,20 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Full:
-    """The quota has no room for a cost before `until` (loop's clock): nor for anything costlier."""
+    """The quota has no room for a cost before `room_at` (loop's clock), nor for anything costlier.
+
+    ask_at  when it is worth asking for it again
+    """
 
     cost: dict[str, int]
-    until: float
+    room_at: float
+    ask_at: float
 
     def holds(self, cost: Cost) -> bool:
         return not missing(self.cost, cost)
 
 
-ROOM = Full({}, 0.0)
+ROOM = Full({}, 0.0, 0.0)
 
 
 class Dispatcher:
@@ -160,8 +164,8 @@ class Dispatcher:
         """The refusal of a call that surely cannot be sent in time, from what this pod knows."""
         if now + self._gate.wait(now) > until:
             return self._gate.refusal(now)
-        if self._full.until > until and self._full.holds(cost):
-            wait = self._full.until - now
+        if self._full.room_at > until and self._full.holds(cost):
+            wait = self._full.room_at - now
             return VendorQuota(
                 f"the quota of vendor '{self.vendor}' has no room for {wait:.1f} s",
                 retry_after=wait,
@@ -224,7 +228,7 @@ class Dispatcher:
         now = asyncio.get_running_loop().time()
         wait = max(self._gate.wait(now), self._smoother.wait(now))
         if self._full.holds(next_up.payload.cost):
-            wait = max(wait, self._full.until - now)
+            wait = max(wait, self._full.ask_at - now)
         if wait > 0:
             self._wake_at(now + wait)
         elif self._slots.pledge_nowait():
@@ -248,45 +252,47 @@ class Dispatcher:
         if task.exception() is not None:  # a bug, not a store's outage: say so, and do not spin
             message = f"booking for vendor '{self.vendor}' failed"
             loop.call_exception_handler({"message": message, "exception": task.exception()})
-            self._full = Full({}, loop.time() + 1.0)
+            self._full = Full({}, 0.0, loop.time() + 1.0)
         self._serve()
 
     async def _book(self, waiter: Waiter[Place]) -> None:
         """Step 10: one question. The slot pledged for it is kept by the booking, or returned."""
         cost = waiter.payload.cost
-        verdict: Verdict | None = None
+        booking: Booking | None = None
         try:
-            verdict = await self._ask(cost, waiter)
+            verdict, payment = await self._ask(cost, waiter)
+            if verdict.allowed:
+                now = asyncio.get_running_loop().time()
+                self._smoother.pass_one(now)
+                self._number += 1
+                due = now + verdict.wait
+                booking = Booking(due, self._number, cost, [payment], verdict.epoch, verdict.probe)
+                heapq.heappush(self._bookings, booking)
         finally:
-            if verdict is None or not verdict.allowed:
+            if booking is None:
                 self._slots.unpledge()
-        if verdict.allowed:
-            now = asyncio.get_running_loop().time()
-            self._smoother.pass_one(now)
-            self._number += 1
-            paid = [(cost, verdict.at_us)]
-            due = now + verdict.wait
-            booking = Booking(due, self._number, cost, paid, verdict.epoch, verdict.probe)
-            heapq.heappush(self._bookings, booking)
 
     async def _top_up(self, booking: Booking, waiter: Waiter[Place], lack: dict[str, int]) -> None:
         """The head costs more than was booked: pay the difference, and move the booking to then."""
-        verdict: Verdict | None = None
+        topped_up = False
         try:
-            verdict = await self._ask(lack, waiter)
+            verdict, payment = await self._ask(lack, waiter)
+            if verdict.allowed:
+                booking.cost = minus(booking.cost, minus({}, lack))
+                booking.paid.append(payment)
+                booking.due = max(booking.due, asyncio.get_running_loop().time() + verdict.wait)
+                heapq.heappush(self._bookings, booking)
+                topped_up = True
         finally:
-            if verdict is None or not verdict.allowed:
+            if not topped_up:
                 self._return(booking)
-        if verdict.allowed:
-            booking.cost = minus(booking.cost, minus({}, lack))
-            booking.paid.append((lack, verdict.at_us))
-            booking.due = max(booking.due, asyncio.get_running_loop().time() + verdict.wait)
-            heapq.heappush(self._bookings, booking)
 
-    async def _ask(self, cost: dict[str, int], waiter: Waiter[Place]) -> Verdict:
+    async def _ask(self, cost: dict[str, int], waiter: Waiter[Place]) -> tuple[Verdict, Payment]:
+        """One question about this cost, on behalf of the line; learn from whatever it brings."""
         loop = asyncio.get_running_loop()
+        asks = self._quota.asks(cost)
         question = Question(
-            asks=self._quota.asks(cost),
+            asks=asks,
             horizon=self._quota.horizon,
             gate=self._shared_gate,
             pod=self._pod,
@@ -304,13 +310,19 @@ class Dispatcher:
             detail = f"the call costs more than vendor '{self.vendor}' ever allows at once"
             self._refuse(waiter, VendorQuota(f"{detail}: {cost}", limit=self.vendor))
         else:
-            # The stated wait is when this cost would fit; the horizon is how early it can be booked.
-            wait = max(verdict.retry_after - self._quota.horizon, 0.001)
-            spread = self._rng.uniform(0.0, (self._replicas - 1) * min(self._quota.interval, 1.0))
-            self._full = Full(cost, now + verdict.retry_after)
-            self._turn_away()
-            self._full = Full(cost, now + min(wait + spread, verdict.retry_after))
-        return verdict
+            self._refused(cost, verdict.retry_after, now)
+        return verdict, Payment.of(cost, asks, verdict)
+
+    def _refused(self, cost: dict[str, int], wait: float, now: float) -> None:
+        """No send time within the horizon: who cannot wait that long goes, the others ask again then.
+
+        `wait` is when the question may succeed; the send time it would book is a horizon later. Pods
+        that were refused together ask again spread over a pace each, so as not to ask in step.
+        """
+        horizon = self._quota.horizon
+        spread = self._rng.uniform(0.0, (self._replicas - 1) * min(self._quota.interval, 1.0))
+        self._full = Full(cost, now + wait + horizon, now + wait + min(spread, horizon))
+        self._turn_away()
 
     # -- sending: step 11 ------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from headworks.cleanup import Reaper
 from headworks.limits.breaker import Ending
 from headworks.store.protocol import Correction, Gate, Report, Store
 from headworks.vendor.gate import GateCache
-from headworks.vendor.quota import Cost, Quota, minus
+from headworks.vendor.quota import Cost, Payment, Quota, minus
 from headworks.vendor.slots import Slots
 
 
@@ -22,13 +22,13 @@ class Booking:
     """A send time that the store has given this pod.
 
     due    on the loop's clock; `number` keeps the order of bookings due together
-    cost   all that was paid, `paid` by payment: a top-up is a second one, with its own `at_us`
+    cost   all that was paid, `paid` in one payment, or two when it had to be topped up
     """
 
     due: float
     number: int
     cost: dict[str, int] = field(compare=False)
-    paid: list[tuple[dict[str, int], int]] = field(compare=False)
+    paid: list[Payment] = field(compare=False)
     epoch: int = field(compare=False, default=0)
     probe: int = field(compare=False, default=0)
 
@@ -55,8 +55,8 @@ class Ledger:
         """The booking's call was not sent: everything paid returns to where it came from."""
         corrections = [
             correction
-            for cost, at_us in booking.paid
-            for correction in self._quota.corrections(minus({}, cost), at_us)
+            for payment in booking.paid
+            for correction in self._quota.corrections(minus({}, payment.cost), payment)
         ]
         self._tell(booking, corrections, Ending.IGNORED)
 
@@ -64,7 +64,7 @@ class Ledger:
         self, booking: Booking, used: Cost, ending: Ending, *, slow: bool, cool_down: float
     ) -> None:
         """The call was sent and cost `used`: the difference to what was booked is settled."""
-        corrections = self._quota.corrections(minus(used, booking.cost), booking.paid[0][1])
+        corrections = self._quota.corrections(minus(used, booking.cost), booking.paid[0])
         self._tell(booking, list(corrections), ending, slow=slow, cool_down=cool_down)
 
     def _tell(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headworks.limits import paced
 from headworks.limits.shapes import Shape
@@ -17,6 +17,7 @@ from headworks.policy.profiles import Profile
 from headworks.policy.settings import VendorSettings
 from headworks.policy.units import Rate
 from headworks.store.protocol import Ask, Correction
+from headworks.verdict import Verdict
 
 Cost = Mapping[str, int]
 """Units by dimension: "requests", "tokens", "input_tokens", "output_tokens"."""
@@ -34,6 +35,21 @@ class Limit:
     key: str
     unit: str
     shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """What one question consumed: the cost, when for, and when each key's limit clears (store's µs)."""
+
+    cost: dict[str, int]
+    at_us: int
+    clears: dict[str, int]
+
+    @classmethod
+    def of(cls, cost: dict[str, int], asks: tuple[Ask, ...], verdict: Verdict) -> Payment:
+        """The payment that an allowing verdict confirms."""
+        pairs = zip(asks, verdict.limits, strict=False)
+        return cls(cost, verdict.at_us, {ask.key: state.clears_us for ask, state in pairs})
 
 
 class Quota:
@@ -66,10 +82,12 @@ class Quota:
             if cost.get(limit.unit, 0) > 0
         )
 
-    def corrections(self, delta: Cost, at_us: int) -> tuple[Correction, ...]:
-        """What to settle when a booking made for `at_us` turned out to cost `delta` more (or less)."""
+    def corrections(self, delta: Cost, paid: Payment) -> tuple[Correction, ...]:
+        """What to settle when a payment turned out `delta` too low (or, negative, too high)."""
         return tuple(
-            Correction(limit.key, limit.shape, delta[limit.unit], at_us)
+            Correction(
+                limit.key, limit.shape, delta[limit.unit], paid.at_us, paid.clears.get(limit.key, 0)
+            )
             for limit in self._limits
             if delta.get(limit.unit, 0) != 0
         )
@@ -80,14 +98,16 @@ def _limits(
 ) -> list[Limit]:
     limits: list[Limit] = []
     for rate in rates:
-        window = profile.window_of(rate)
+        ours = replace(rate, amount=max(1, math.floor(rate.amount * settings.share)))
+        bucket = profile.mechanism == "bucket"
+        capacity = profile.capacity_of(ours)
         shapes = paced.enforce(
-            max(1, math.floor(rate.amount * settings.share * window / rate.period)),
-            window,
+            ours.amount if bucket else capacity,
+            profile.window_of(ours),
             mechanism=profile.mechanism,
             jitter=settings.jitter,
             lumpy=rate.unit != "requests",
-            burst=max(1, math.floor(profile.capacity_of(rate) * settings.share)),
+            burst=capacity,
         )
         for shape in shapes:
             key = f"{tag}:{rate.unit}:{rate.period:g}:{type(shape).__name__.lower()}"

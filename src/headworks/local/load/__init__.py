@@ -3,6 +3,6 @@
 from headworks.local.load.profiles import PROFILES, Profile
 from headworks.local.load.report import Report
 from headworks.local.load.run import CannotStart, LoadRun
-from headworks.local.load.wire import NotLoopback
+from headworks.local.load.wire import NotLoopback, loopback
 
-__all__ = ["PROFILES", "CannotStart", "LoadRun", "NotLoopback", "Profile", "Report"]
+__all__ = ["PROFILES", "CannotStart", "LoadRun", "NotLoopback", "Profile", "Report", "loopback"]

@@ -17,7 +17,7 @@ class Kind(StrEnum):
     """A layer said no and said who it is."""
     INVALID = "invalid"
     """The application found fault with the request itself (a 4xx of its own)."""
-    FOREIGN = "not ours"
+    UNSIGNED = "unsigned"
     """A failure that none of our layers signed."""
     BROKEN = "broken"
     """No complete answer: the connection was refused, cut off, or too slow."""
@@ -50,7 +50,7 @@ def judge(answer: Answer) -> Outcome:
         if signed is not None:
             return signed
     if status >= 500 or status in (408, 413, 429):
-        return Outcome(Kind.FOREIGN, "unsigned", f"HTTP {status}", status)
+        return Outcome(Kind.UNSIGNED, "unsigned", f"HTTP {status}", status)
     return Outcome(Kind.INVALID, "application", f"HTTP {status}", status)
 
 
@@ -73,7 +73,7 @@ def _stream(answer: Answer) -> Outcome:
     fields = dict(line.partition(b": ")[::2] for line in last.split(b"\n"))
     if fields.get(b"event") == b"error":
         signed = _signed(fields.get(b"data", b""), answer.status)
-        return signed or Outcome(Kind.FOREIGN, "unsigned", "stream error", answer.status)
+        return signed or Outcome(Kind.UNSIGNED, "unsigned", "stream error", answer.status)
     if fields.get(b"event") == b"done":
         return Outcome(Kind.SERVED, status=answer.status)
     return broken("stream without end")

@@ -82,7 +82,7 @@ class Report:
             tally.latency(Kind.SERVED),
             tally.latency(Kind.REFUSED),
             tally.unsent,
-            tally.late,
+            round(tally.late, 6),
             vendors,
         )
 

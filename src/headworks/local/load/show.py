@@ -16,7 +16,7 @@ STYLES = {
     Kind.SERVED: "green",
     Kind.REFUSED: "yellow",
     Kind.INVALID: "magenta",
-    Kind.FOREIGN: "bold red",
+    Kind.UNSIGNED: "bold red",
     Kind.BROKEN: "red",
 }
 
@@ -25,7 +25,7 @@ def line(report: Report) -> str:
     """The state of a run in one line, for logs."""
     parts = [f"{report.seconds:5.1f} s  sent {report.sent}"]
     for crowd in report.crowds:
-        failed = crowd.invalid + crowd.foreign + crowd.broken
+        failed = crowd.invalid + crowd.unsigned + crowd.broken
         parts.append(f"{crowd.name}: {crowd.served} served, {crowd.refused} refused, {failed} failed")
     parts += [
         f"{v.name}: {v.accepted} accepted, {sum(v.rejected.values())} rejected" for v in report.vendors
@@ -70,8 +70,8 @@ def decisions(report: Report) -> Table:
     for name in ("layer", "reason", "status"):
         table.add_column(name, no_wrap=True)
     for crowd in report.crowds:
-        table.add_column(crowd.name, justify="right")
-    table.add_column("all", justify="right")
+        table.add_column(crowd.name, justify="right", no_wrap=True)
+    table.add_column("all", justify="right", no_wrap=True)
     for row in report.decisions:
         layer = "served" if row.kind is Kind.SERVED else row.layer
         counts = (str(row.crowds.get(crowd.name, "")) for crowd in report.crowds)
@@ -84,8 +84,8 @@ def crowds(report: Report) -> Table:
     """Each crowd's requests and how they ended."""
     table = _table("Clients")
     table.add_column("crowd", no_wrap=True)
-    for name in ("sent", "served", "share", "refused", "invalid", "not ours", "broken", "waiting"):
-        table.add_column(name, justify="right")
+    for name in ("sent", "served", "share", "refused", "invalid", "unsigned", "broken", "open"):
+        table.add_column(name, justify="right", no_wrap=True)
     for crowd in report.crowds:
         table.add_row(
             crowd.name,
@@ -94,7 +94,7 @@ def crowds(report: Report) -> Table:
             f"{crowd.share:.1%}" if crowd.sent else "–",
             Text(str(crowd.refused), style=STYLES[Kind.REFUSED]),
             _count(crowd.invalid, Kind.INVALID),
-            _count(crowd.foreign, Kind.FOREIGN),
+            _count(crowd.unsigned, Kind.UNSIGNED),
             _count(crowd.broken, Kind.BROKEN),
             str(crowd.waiting),
         )
@@ -110,7 +110,7 @@ def latencies(report: Report) -> Table:
     table = _table("Latency, ms")
     table.add_column("answers", no_wrap=True)
     for name in ("count", "p50", "p95", "p99", "highest"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for name, latency in (("served", report.served), ("refused", report.refused)):
         table.add_row(name, str(latency.count), *_milliseconds(latency))
     return table
@@ -134,7 +134,7 @@ def vendors(report: Report) -> Table:
         "streams closed early",
         "quota used",
     ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for vendor in report.vendors:
         if not vendor.answered:
             table.add_row(vendor.name, Text("its /stats cannot be read", style="red"))

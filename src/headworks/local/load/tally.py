@@ -27,8 +27,8 @@ class Latency:
         ranked = sorted(seconds)
         if not ranked:
             return cls(0, 0.0, 0.0, 0.0, 0.0)
-        p50, p95, p99 = (ranked[math.ceil(p * len(ranked)) - 1] for p in (0.5, 0.95, 0.99))
-        return cls(len(ranked), p50, p95, p99, ranked[-1])
+        picked = (ranked[math.ceil(p * len(ranked)) - 1] for p in (0.5, 0.95, 0.99, 1.0))
+        return cls(len(ranked), *(round(seconds, 6) for seconds in picked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class CrowdCount:
     served: int
     refused: int
     invalid: int
-    foreign: int
+    unsigned: int
     broken: int
     waiting: int
 
@@ -82,7 +82,7 @@ class Tally:
             kinds[Kind.SERVED],
             kinds[Kind.REFUSED],
             kinds[Kind.INVALID],
-            kinds[Kind.FOREIGN],
+            kinds[Kind.UNSIGNED],
             kinds[Kind.BROKEN],
             self.sent[name] - kinds.total(),
         )

@@ -12,6 +12,7 @@ import errno
 import ipaddress
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -66,17 +67,18 @@ class _Connection(asyncio.Protocol):
         self.reusable = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
 
     def send(self, request: bytes) -> asyncio.Future[Answer]:
         """Write a request; the future brings the answer or `Broken`."""
-        assert self.transport is not None
         self._parser = httptools.HttpResponseParser(self)
         self._type, self._body, self.begun, self.reusable = b"", bytearray(), False, False
-        self.waiter = asyncio.get_running_loop().create_future()
-        self.transport.write(request)
-        return self.waiter
+        waiter = self.waiter = asyncio.get_running_loop().create_future()
+        if self.transport is None:  # closed since it was opened
+            self._fail("closed unanswered")
+        else:
+            self.transport.write(request)
+        return waiter
 
     def data_received(self, data: bytes) -> None:
         if self.waiter is None:  # nobody asked: the server speaks out of turn

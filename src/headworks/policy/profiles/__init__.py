@@ -113,20 +113,26 @@ class Profile:
     burst: float | None = None
 
     def window_of(self, rate: Rate) -> float:
-        """Seconds over which the vendor counts what a quota limits."""
+        """Seconds over which the vendor counts a quota: never so few that not one unit fits."""
         if self.window is None or rate.unit != "requests":
             return rate.period
-        return min(self.window, rate.period)
+        return min(rate.period, max(self.window, 1 / rate.per_second))
 
     def capacity_of(self, rate: Rate) -> int:
-        """Units the vendor admits at once when the quota stands unused; at least 1."""
-        if rate.burst is not None:
-            return rate.burst
+        """Units the vendor admits at once of an unused quota, at least 1.
+
+        Of a bucket its capacity (the burst that the quota states, if it does), of a window the part
+        of the quota that falls into it: `600/min` in windows of ten seconds is 100.
+        """
         if self.mechanism != "bucket":
-            return max(1, int(rate.per_second * self.window_of(rate)))
-        if self.burst is None or rate.unit != "requests":
+            seconds = self.window_of(rate)
+        elif rate.burst is not None:
+            return rate.burst
+        elif self.burst is not None and rate.unit == "requests":
+            seconds = self.burst
+        else:
             return rate.amount
-        return max(1, min(rate.amount, int(rate.per_second * self.burst)))
+        return max(1, min(rate.amount, int(rate.per_second * seconds + 1e-9)))
 
 
 @cache

@@ -57,6 +57,11 @@ def model_limits(text: str, *, mechanism: str = "bucket", window: float | None =
     return [limit(r, mechanism=mechanism, window=window, model=name.strip()) for r in rates.split(",")]
 
 
+def _seconds(text: str) -> float:
+    """A duration; a bare number counts seconds."""
+    return parse_duration(f"{text}s" if text.isdecimal() else text)
+
+
 @dataclass(frozen=True, slots=True)
 class Delay:
     """A distribution of seconds: `const` a · `uniform` a to b · `lognormal` median a, sigma b."""
@@ -71,14 +76,14 @@ class Delay:
         kind, *parts = text.strip().split(":")
         try:
             if kind == "const" and len(parts) == 1:
-                return cls(kind, parse_duration(parts[0]))
+                return cls(kind, _seconds(parts[0]))
             if kind == "lognormal" and len(parts) == 2:
-                median, sigma = parse_duration(parts[0]), float(parts[1])
+                median, sigma = _seconds(parts[0]), float(parts[1])
                 if median > 0 and 0 <= sigma <= 5:
                     return cls(kind, median, sigma)
             bounds = parts if kind == "uniform" else [kind, *parts]
-            if len(bounds) == 2 and parse_duration(bounds[0]) <= parse_duration(bounds[1]):
-                return cls("uniform", parse_duration(bounds[0]), parse_duration(bounds[1]))
+            if len(bounds) == 2 and _seconds(bounds[0]) <= _seconds(bounds[1]):
+                return cls("uniform", _seconds(bounds[0]), _seconds(bounds[1]))
         except ValueError:
             pass  # answered below, with all the forms
         raise ValueError(

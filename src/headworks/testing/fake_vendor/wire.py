@@ -18,35 +18,10 @@ from typing import Any
 
 from headworks.testing.fake_vendor.judge import INPUT_TOKENS, OUTPUT_TOKENS, REQUESTS, TOKENS, Ruling
 
-WORDS = [
-    "Water",
-    "behind",
-    "the",
-    "weir",
-    "waits",
-    "for",
-    "its",
-    "turn,",
-    "and",
-    "the",
-    "gate",
-    "opens",
-    "only",
-    "as",
-    "far",
-    "as",
-    "the",
-    "canal",
-    "below",
-    "can",
-    "carry",
-    "what",
-    "comes",
-    "through;",
-    "so",
-    "nothing",
-    "floods.",
-]  # a sentence reads better than thirty quoted words
+WORDS = (
+    *("Water", "behind", "the", "weir", "waits", "for", "its", "turn,", "and", "the", "gate", "opens"),
+    *("only", "as", "far", "as", "the", "canal", "below", "can", "carry,", "so", "nothing", "floods."),
+)
 """What every completion says, one token per word, cut after `max_tokens`."""
 
 FINGERPRINT = "fp_headworks"
@@ -85,7 +60,7 @@ class ChatCall:
         }
 
     @property
-    def words(self) -> list[str]:
+    def words(self) -> tuple[str, ...]:
         return WORDS if self.max_tokens is None else WORDS[: self.max_tokens]
 
     @property
@@ -234,7 +209,8 @@ def rate_limited(ruling: Ruling, costs: dict[str, int], model: str) -> dict[str,
     assert limit is not None, "only refused calls have a 429"
     remaining = next(s.remaining for s in ruling.standings if s.limit is limit)
     short = "RPM" if limit.unit == REQUESTS else "TPM"
-    numbers = f"Limit {limit.amount}, Used {max(0, limit.amount - remaining)}, Requested {costs.get(limit.unit, 0)}."
+    used, asked = max(0, limit.amount - remaining), costs.get(limit.unit, 0)
+    numbers = f"Limit {limit.amount}, Used {used}, Requested {asked}."
     window = f"{limit.unit} per {limit.window_us / 1e6:g} s ({short})"
     if ruling.retry_us is None:
         message = f"Request too large for {model} on {window}: {numbers}"

@@ -1,0 +1,159 @@
+"""`headworks check FILE`: is the policy valid, and do its numbers fit together?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from headworks.errors import PolicyError
+from headworks.limits.paced import utilisation
+from headworks.limits.shapes import Bucket
+from headworks.policy.laws import Finding
+from headworks.policy.laws import check as sizing_laws
+from headworks.policy.load import load
+from headworks.policy.profiles import profile_named
+from headworks.policy.settings import Policy
+from headworks.vendor.quota import Quota
+
+SOUND, BROKEN, UNUSABLE = 0, 1, 2
+
+_COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """How one quota of a vendor will be kept.
+
+    pace         units per second when demand is steady
+    burst        units that may be sent at once
+    utilisation  the part of the quota that remains usable against this mechanism and jitter
+    """
+
+    vendor: str
+    quota: str
+    mechanism: str
+    evidence: str
+    pace: float
+    burst: int
+    utilisation: float
+
+
+def check(
+    policy: Annotated[Path, typer.Argument(metavar="FILE", help="The policy file.")],
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Validate a policy and apply the sizing laws.
+
+    Exit code 0: sound (there may be notes). 1: a law is broken. 2: the file cannot be read or is
+    invalid. HEADWORKS_SECTION__FIELD variables override the file, as they do when it is used.
+
+    Example: headworks check headworks.toml
+    """
+    try:
+        checked = load(policy)
+    except PolicyError as error:
+        _print_problems(error, as_json=json)
+        raise typer.Exit(UNUSABLE) from None
+    findings = sizing_laws(checked)
+    contracts = list(contracts_of(checked))
+    broken = any(finding.severity != "note" for finding in findings)
+    if json:
+        _print_json(
+            {
+                "file": str(policy),
+                "sound": not broken,
+                "findings": [asdict(finding) for finding in findings],
+                "vendors": [asdict(contract) for contract in contracts],
+            }
+        )
+    else:
+        _print_result(policy, findings, contracts, broken=broken)
+    raise typer.Exit(BROKEN if broken else SOUND)
+
+
+def contracts_of(policy: Policy) -> Iterator[Contract]:
+    """Every quota of every vendor, its models' own included, as the vendor layer will keep it."""
+    for name, vendor in policy.vendors.items():
+        profile = profile_named(vendor.profile)
+        for model in ("", *vendor.models):
+            quota = Quota(name, vendor, profile, model)
+            asks = quota.asks(dict.fromkeys(quota.units, 1))
+            label = f"{name}:{model}" if model else name
+            for rate in vendor.models[model].quota if model else vendor.quota:
+                shapes = [ask.shape for ask in asks if ask.name == f"{label}:{rate}"]
+                slowest = min(shapes, key=lambda shape: shape.limit / shape.period_us)
+                yield Contract(
+                    vendor=label,
+                    quota=str(rate),
+                    mechanism=profile.mechanism,
+                    evidence=profile.evidence["mechanism"].known,
+                    pace=slowest.limit / slowest.period_us * 1_000_000,
+                    burst=slowest.burst if isinstance(slowest, Bucket) else slowest.limit,
+                    utilisation=utilisation(profile.window_of(rate), vendor.jitter, profile.mechanism),
+                )
+
+
+def _print_problems(error: PolicyError, *, as_json: bool) -> None:
+    if as_json:
+        problems = [asdict(problem) for problem in error.problems]
+        _print_json({"file": error.source, "sound": False, "problems": problems})
+        return
+    console = _console(stderr=True)
+    for problem in error.problems:
+        console.print(Text.assemble((f"{error.source}: ", "dim"), ("invalid ", "red"), str(problem)))
+
+
+def _print_result(
+    file: Path, findings: list[Finding], contracts: list[Contract], *, broken: bool
+) -> None:
+    console = _console()
+    for finding in findings:
+        severity = (f"{finding.severity} ", _COLOURS[finding.severity])
+        what = f"{finding.path}: {finding.message}"
+        console.print(Text.assemble((f"{file}: ", "dim"), severity, what))
+        label = "" if finding.severity == "note" else "remedy: "
+        console.print(Text.assemble("    ", (label, "green"), finding.remedy))
+    if contracts:
+        console.print(_table(contracts))
+    counted = {severity: sum(f.severity == severity for f in findings) for severity in _COLOURS}
+    summary = ", ".join(
+        f"{count} {severity}{'s' if count > 1 else ''}" for severity, count in counted.items() if count
+    )
+    verdict = "does not fit together" if broken else "is sound"
+    console.print(f"{file} {verdict}" + (f": {summary}" if summary else ""), markup=False)
+
+
+def _table(contracts: list[Contract]) -> Table:
+    """What `check` prints about the vendors."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("vendor", "quota", "mechanism", "pace", "burst", "best use of it"):
+        table.add_column(heading, justify="right" if heading in ("pace", "burst") else "left")
+    for contract in contracts:
+        table.add_row(
+            contract.vendor,
+            contract.quota,
+            f"{contract.mechanism} ({contract.evidence})",
+            f"{contract.pace:.3f}".rstrip("0").rstrip(".") + "/s",
+            str(contract.burst),
+            f"{contract.utilisation:.2%}",
+        )
+    return table
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """Colours and folding for a terminal; one line per finding for everything else."""
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, width=None if terminal else 200)
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))

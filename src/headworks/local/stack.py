@@ -1,0 +1,205 @@
+"""The whole stack on one machine: Valkey, fake vendors, pods, gateway, in that order; ended in reverse.
+
+Everything listens on loopback only, and every vendor is a fake one unless its address was given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from headworks.gateway import nginx
+from headworks.local import parts, probe, status
+from headworks.local.parts import LOOPBACK, Unusable
+from headworks.local.processes import Child, Command
+from headworks.policy.settings import Policy
+
+STORE_WAIT, VENDOR_WAIT, POD_WAIT, GATEWAY_WAIT = 5.0, 20.0, 60.0, 10.0
+"""Seconds each kind of part may take until it answers for the first time."""
+
+
+class Stack:
+    """A stack that is started once and stopped once.
+
+    pods         how many pods
+    port         where the gateway listens
+    folder       its own: logs, the gateway's files, `stack.json`; removed at the end unless `keep`
+    vendor_urls  real vendors by name; the others are faked
+    environ      the environment of every part
+    say          gets one line per event worth knowing
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        policy_file: Path,
+        *,
+        pods: int,
+        port: int,
+        folder: Path,
+        keep: bool,
+        vendor_urls: Mapping[str, str],
+        environ: Mapping[str, str],
+        say: Callable[[str], None],
+        rng: random.Random,
+    ) -> None:
+        unknown = sorted(set(vendor_urls) - set(policy.vendors))
+        if unknown:
+            known = ", ".join(policy.vendors) or "none"
+            raise Unusable(f"the policy has no vendor named {unknown[0]}; it has: {known}")
+        self._policy, self._file = policy, policy_file
+        self._pods, self._port = pods, port
+        self._folder, self._keep = folder, keep
+        self._vendor_urls = dict(vendor_urls)
+        self._environ = {**environ, "PYTHONUNBUFFERED": "1"}
+        self._say, self._rng = say, rng
+        self._parts: list[tuple[str, str, Child]] = []  # kind, url, child
+        self._fake_urls: dict[str, str] = {}
+        self._opened = False
+
+    @property
+    def url(self) -> str:
+        """Where the gateway answers."""
+        return f"http://{LOOPBACK}:{self._port}"
+
+    def status(self) -> status.Status:
+        """What runs where."""
+        found = tuple(
+            status.Part(child.name, kind, url, child.pid, str(child.command.log), child.restarts)
+            for kind, url, child in self._parts
+        )
+        return status.Status(os.getpid(), self.url, str(self._file), dict(self._fake_urls), found)
+
+    async def start(self) -> None:
+        """Start everything and return when the gateway answers; `Unusable` says why it cannot."""
+        reason = probe.port_in_use(LOOPBACK, self._port)
+        if reason is not None:
+            raise Unusable(f"cannot listen on port {self._port}: {reason}; choose another with --port")
+        self._open_folder()
+        faked = [name for name in self._policy.vendors if name not in self._vendor_urls]
+        store_port, *ports = probe.free_ports(LOOPBACK, 1 + len(faked) + self._pods, self._rng)
+        await self._start_store(store_port)
+        await self._start_vendors(faked, ports[: len(faked)])
+        await self._start_pods(ports[len(faked) :], f"valkey://{LOOPBACK}:{store_port}")
+        await self._start_gateway(ports[len(faked) :])
+
+    async def stop(self) -> None:
+        """End every part: gateway, pods, vendors, store; each kind side by side. Never raises."""
+        for kind in ("gateway", "pod", "vendor", "store"):
+            children = [child for its_kind, _, child in self._parts if its_kind == kind]
+            await asyncio.gather(*(child.stop() for child in children))
+        if self._opened and not self._keep:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def kill_nowait(self) -> None:
+        """Kill every part at once; `stop` then only sweeps up."""
+        for _, _, child in self._parts:
+            child.kill_nowait()
+
+    async def _start_store(self, port: int) -> None:
+        child = await self._start(
+            "valkey",
+            "store",
+            f"valkey://{LOOPBACK}:{port}",
+            parts.valkey(self._folder / "valkey", port, self._environ),
+        )
+        if not await probe.wait_until(lambda: probe.valkey_answers(LOOPBACK, port), timeout=STORE_WAIT):
+            self._say(f"valkey does not answer: pods start degraded\n{child.last_lines()}")
+
+    async def _start_vendors(self, names: list[str], ports: list[int]) -> None:
+        waits = []
+        for name, port in zip(names, ports, strict=True):
+            vendor = self._policy.vendors[name]
+            url = self._fake_urls[name] = parts.vendor_url(vendor, port)
+            command = parts.fake_vendor(name, vendor, self._folder, port, self._environ)
+            child = await self._start(f"vendor-{name}", "vendor", url, command)
+            waits.append(self._answers(child, port, "/stats", VENDOR_WAIT))
+        await _all(waits)
+
+    async def _start_pods(self, ports: list[int], store_url: str) -> None:
+        overrides = parts.pod_overrides(
+            self._policy,
+            store_url=store_url,
+            vendor_urls={**self._fake_urls, **self._vendor_urls},
+            pods=self._pods,
+            environ=self._environ,
+        )
+        waits = []
+        for index, port in enumerate(ports, 1):
+            command = parts.pod(index, self._file, self._folder, port, {**self._environ, **overrides})
+            child = await self._start(f"pod-{index}", "pod", f"http://{LOOPBACK}:{port}", command)
+            waits.append(self._answers(child, port, "/ready", POD_WAIT))
+        await _all(waits)
+
+    async def _start_gateway(self, ports: list[int]) -> None:
+        addresses = [nginx.Address(LOOPBACK, port) for port in ports]
+        command = parts.gateway(
+            self._policy, addresses, self._folder / "gateway", self._port, self._environ
+        )
+        child = await self._start("gateway", "gateway", self.url, command)
+        await self._answers(child, self._port, nginx.HEALTH, GATEWAY_WAIT)
+
+    async def _start(self, name: str, kind: str, url: str, command: Command) -> Child:
+        child = Child(name, command, rng=self._rng, say=self._say, changed=self._publish)
+        self._parts.append((kind, url, child))
+        try:
+            await child.start()
+        except OSError as error:
+            raise Unusable(f"{name} cannot be started: {command.argv[0]}: {error.strerror}") from None
+        return child
+
+    async def _answers(self, child: Child, port: int, path: str, timeout: float) -> None:
+        """Wait until the part answers 200; a part that dies before it ever did ends the start."""
+
+        async def ready() -> bool:
+            if child.pid is None or child.restarts:
+                raise Unusable(f"{child.name} ended while it was starting\n{child.last_lines()}")
+            return await probe.http_status(LOOPBACK, port, path) == 200
+
+        if not await probe.wait_until(ready, timeout=timeout):
+            raise Unusable(
+                f"{child.name} did not answer {path} within {timeout:g} s\n{child.last_lines()}"
+            )
+
+    def _open_folder(self) -> None:
+        """Make the folder, empty. What a killed stack left there is removed, nothing else."""
+        folder = self._folder
+        try:
+            if folder.is_symlink() or (folder.exists() and folder.stat().st_uid != os.getuid()):
+                raise Unusable(
+                    f"the folder {folder} belongs to somebody else; name another with --state"
+                )
+            if folder.exists():
+                if any(folder.iterdir()) and not (folder / status.FILE).exists():
+                    raise Unusable(f"the folder {folder} is in use; name another with --state")
+                shutil.rmtree(folder)
+            folder.mkdir(mode=0o711, parents=True)
+        except OSError as error:
+            raise Unusable(
+                f"cannot write to the folder {folder}: {error.strerror}; name another with --state"
+            ) from None
+        self._opened = True
+        self._publish()
+
+    def _publish(self) -> None:
+        """Say on disk what runs. A folder that is gone or full costs the status, not the stack."""
+        try:
+            status.write(self._folder, self.status())
+        except OSError as error:
+            self._say(f"cannot write {self._folder / status.FILE}: {error.strerror}")
+
+
+async def _all(waits: list[Coroutine[Any, Any, None]]) -> None:
+    """Wait for all; the first failure ends the others and is raised as it is."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

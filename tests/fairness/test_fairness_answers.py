@@ -1,0 +1,114 @@
+"""Headers and translated refusals."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from headworks.errors import QuotaExceeded, Refused, VendorFailed, VendorOpen, VendorQuota
+from headworks.fairness.headers import fields
+from headworks.fairness.translate import EXTENSION, refused_behind
+from headworks.vendor import REFUSED
+from headworks.verdict import NEVER, LimitState, Verdict
+
+TIER = LimitState("tier:free", 10, 60.0, True, 4, 41.2, 0.0)
+FULL = LimitState('endpoint:/a"b\\é', 3, 0.5, False, 0, 55.0, 17.3)
+NEVER_FITS = LimitState("x", 3, 60.0, False, 3, 0.0, NEVER)
+
+
+def test_draft_11_lists_every_limit_once() -> None:
+    """Structured fields: names quoted and escaped, whole seconds, at least one of window."""
+    headers = dict(fields("draft-11", Verdict(False, 17.3, (TIER, FULL))))
+    assert headers == {
+        b"ratelimit-policy": b'"tier:free";q=10;w=60, "endpoint:/a\\"b\\\\?";q=3;w=1',
+        b"ratelimit": b'"tier:free";r=4;t=42, "endpoint:/a\\"b\\\\?";r=0;t=18',
+    }
+
+
+def test_x_ratelimit_speaks_of_the_tightest() -> None:
+    headers = dict(fields("x-ratelimit", Verdict(False, 17.3, (TIER, FULL))))
+    assert headers == {
+        b"x-ratelimit-limit": b"3",
+        b"x-ratelimit-remaining": b"0",
+        b"x-ratelimit-reset": b"18",
+    }
+
+
+@pytest.mark.parametrize("verdict", [None, Verdict(True, 0.0)])
+def test_without_limits_nothing_is_said(verdict: Verdict | None) -> None:
+    for dialect in ("draft-11", "x-ratelimit", "off"):
+        assert fields(dialect, verdict) == []
+    assert fields("off", Verdict(True, 0.0, (TIER,))) == []
+
+
+def test_a_wait_without_end_is_a_number_all_the_same() -> None:
+    """No infinity leaves in a header."""
+    headers = fields("draft-11", Verdict(False, NEVER, (NEVER_FITS,)))
+    assert b"t=2678400" in dict(headers)[b"ratelimit"]
+
+
+def test_the_vendor_s_extension_is_the_one_looked_for() -> None:
+    """Two layers that may not import each other agree on the name."""
+    assert EXTENSION == REFUSED
+
+
+def response(refused: Refused) -> httpx2.Response:
+    request = httpx2.Request("POST", "https://vendor.example/v1")
+    return httpx2.Response(429, request=request, extensions={EXTENSION: refused})
+
+
+def sdk_error(refused: Refused) -> Exception:
+    return openai.RateLimitError("vendor says no", response=response(refused), body=None)
+
+
+def chained(error: Exception, cause: BaseException) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+QUOTA, OPEN = VendorQuota(retry_after=7.0), VendorOpen(retry_after=30.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (QUOTA, QUOTA),
+        (sdk_error(QUOTA), QUOTA),
+        (httpx2.HTTPStatusError("x", request=response(OPEN).request, response=response(OPEN)), OPEN),
+        (chained(RuntimeError("wrapped"), sdk_error(QUOTA)), QUOTA),
+        (ExceptionGroup("fan-out", [sdk_error(QUOTA), OPEN]), OPEN),
+        (ExceptionGroup("one", [ExceptionGroup("two", [QUOTA])]), QUOTA),
+        (ExceptionGroup("with a defect", [QUOTA, KeyError("bug")]), None),
+        (ValueError("bug"), None),
+        (openai.APIConnectionError(request=response(QUOTA).request), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_refusal_behind_an_exception(error: Exception, expected: Refused | None) -> None:
+    """Itself, in the SDK's response, as cause, or as all members of a group."""
+    assert refused_behind(error) is expected
+
+
+def test_a_refusal_merely_handled_before_is_not_the_cause() -> None:
+    """A bug in an `except` block is a bug."""
+    with pytest.raises(KeyError) as caught:  # noqa: PT012  # the handler is what is tested
+        try:
+            raise VendorFailed
+        except Refused:
+            {}["bug"]
+    assert refused_behind(caught.value) is None
+
+
+def test_odd_responses_and_circles_of_causes_end() -> None:
+    """Neither a response of another kind nor a circle breaks the search."""
+    odd: Any = ValueError("odd")
+    odd.response = types.SimpleNamespace(extensions={EXTENSION: "no refusal"})
+    assert refused_behind(odd) is None
+    first, second = ValueError("1"), ValueError("2")
+    first.__cause__, second.__cause__ = second, first
+    assert refused_behind(first) is None
+    assert refused_behind(chained(ValueError(), QuotaExceeded())) is not None

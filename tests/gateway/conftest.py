@@ -1,0 +1,159 @@
+"""A real nginx with a rendered policy, in front of pods that live in the test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from headworks.gateway import nginx
+from headworks.local.parts import LOOPBACK, _nginx_binary
+from headworks.local.probe import free_ports, http_status, wait_until
+from headworks.policy.load import parse
+from headworks.policy.settings import Policy
+
+
+class Pod:
+    """A pod that says it is ready or not, records what it gets, and can be slow, broken or gone."""
+
+    def __init__(self, name: str, port: int) -> None:
+        self.name, self.address = name, nginx.Address(LOOPBACK, port)
+        self.ready = True
+        self.breaks = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.StreamWriter] = set()
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, *self.address)
+
+    def kill(self) -> None:
+        """Gone at once: nobody listens, open connections are reset."""
+        if self._server is not None:
+            self._server.close()
+        for writer in list(self._open):
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                while await self._answer(reader, writer):
+                    pass
+        finally:
+            self._open.discard(writer)
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        method, path, _ = head[0].split(" ")
+        headers = {
+            name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)
+        }
+        await reader.readexactly(int(headers.get("content-length", 0)))
+        if path == "/ready":
+            status = "200 OK" if self.ready else "503 Service Unavailable"
+            writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
+            return True
+        self.requests.append((f"{method} {path}", headers))
+        if self.breaks:
+            return False
+        if path == "/stream":
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
+            writer.write(b"Transfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n")
+            await self.gate.wait()
+            writer.write(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n")
+            return True
+        await self.gate.wait()
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(self.name)}\r\n\r\n{self.name}".encode())
+        return True
+
+
+class Edge:
+    """A running gateway: its address, its pods, and clients on many loopback addresses."""
+
+    def __init__(self, port: int, pods: list[Pod], stack: AsyncExitStack) -> None:
+        self.port, self.pods, self._stack = port, pods, stack
+        self._clients: dict[str, httpx2.AsyncClient] = {}
+
+    async def client(self, address: str = "127.0.0.9") -> httpx2.AsyncClient:
+        """A client whose connections come from `address`."""
+        if address not in self._clients:
+            client = httpx2.AsyncClient(
+                base_url=f"http://{LOOPBACK}:{self.port}",
+                transport=httpx2.AsyncHTTPTransport(local_address=address),
+                timeout=10,
+            )
+            self._clients[address] = await self._stack.enter_async_context(client)
+        return self._clients[address]
+
+    async def health(self) -> int:
+        return await http_status(LOOPBACK, self.port, nginx.HEALTH)
+
+
+OpenEdge = Callable[..., Any]
+
+
+def policy_with(**gateway: object) -> Policy:
+    """A policy with those gateway settings."""
+    return parse(
+        {
+            "schema": 1,
+            "service": {"name": "edge", "sla": "5s"},
+            "gateway": gateway,
+            "fairness": {"default_tier": "free", "tiers": {"free": {"rate": "10/min"}}},
+        },
+        environ={},
+    )
+
+
+@pytest.fixture
+def open_edge(tmp_path: Path) -> OpenEdge:
+    """`async with open_edge(pods=2, per_ip_rate="10/s") as edge:` is a running gateway."""
+
+    @asynccontextmanager
+    async def opened(pods: int = 1, **gateway: object) -> AsyncIterator[Edge]:
+        async with AsyncExitStack() as stack:
+            port, *ports = free_ports(LOOPBACK, pods + 1, random.Random())
+            running = [Pod(f"pod-{index}", port) for index, port in enumerate(ports)]
+            for pod in running:
+                await pod.start()
+                stack.callback(pod.kill)
+            await _nginx(tmp_path, policy_with(**gateway), running, port, stack)
+            edge = Edge(port, running, stack)
+            assert await wait_until(lambda: _is(edge.health, 200), timeout=5), "the gateway is not up"
+            yield edge
+
+    return opened
+
+
+async def _is(ask: Callable[[], Any], wanted: int) -> bool:
+    return bool(await ask() == wanted)
+
+
+async def _nginx(
+    folder: Path, policy: Policy, pods: list[Pod], port: int, stack: AsyncExitStack
+) -> None:
+    # nginx's workers run as nobody, who must get through to the prefix folder.
+    for part in (folder, folder.parent, folder.parent.parent):
+        part.chmod(0o711)
+    for name, text in nginx.render(policy, pods=[pod.address for pod in pods], port=port).items():
+        (folder / name).write_text(text)
+    process = await asyncio.create_subprocess_exec(
+        str(_nginx_binary()), "-p", f"{folder}/", "-c", "nginx.conf", "-e", "stderr"
+    )
+
+    async def end() -> None:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+
+    stack.push_async_callback(end)

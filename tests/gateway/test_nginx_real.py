@@ -1,0 +1,238 @@
+"""The rendered gateway, as the real nginx runs it. Counts and bounds, no tight timing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from headworks.local.probe import wait_until
+
+pytestmark = pytest.mark.real
+
+
+async def burst(edge: Any, address: str, count: int) -> Counter[int]:
+    """So many GETs at once from one address, by status."""
+    client = await edge.client(address)
+    answers = await asyncio.gather(*(client.get("/x") for _ in range(count)))
+    return Counter(answer.status_code for answer in answers)
+
+
+async def test_one_address_gets_its_burst_and_then_429(open_edge: Any) -> None:
+    loop = asyncio.get_running_loop()
+    async with open_edge(per_ip_rate="10/s burst 10", per_ip_connections=100) as edge:
+        began = loop.time()
+        seen = await burst(edge, "127.0.0.2", 40)
+        allowed = 10 + 10 * (loop.time() - began) + 1
+        assert 10 <= seen[200] <= allowed
+        assert seen[429] == 40 - seen[200]
+        assert (await burst(edge, "127.0.0.3", 5))[200] == 5, "another address has its own rate"
+
+
+async def test_all_addresses_together_get_the_total(open_edge: Any) -> None:
+    loop = asyncio.get_running_loop()
+    served = 0
+    async with open_edge(total_rate="100/s burst 20", per_ip_rate="90/s burst 90") as edge:
+        began = loop.time()
+        for _ in range(6):
+            for address in range(2, 22):
+                served += (await burst(edge, f"127.0.0.{address}", 5))[200]
+        elapsed = loop.time() - began
+    assert elapsed < 5, "too slow to offer more than the total"
+    offered = 6 * 20 * 5
+    ceiling = 20 + 100 * elapsed
+    assert ceiling < offered * 0.9, "the total was not exceeded, so nothing is shown"
+    assert ceiling * 0.9 - 2 <= served <= ceiling * 1.03 + 2
+
+
+async def test_a_polite_client_is_served_beside_flooders(open_edge: Any) -> None:
+    statuses: list[int] = []
+    async with open_edge(total_rate="60/s burst 10", per_ip_rate="10/s burst 2") as edge:
+        flooding = True
+
+        async def flood(address: str) -> int:
+            refused = 0
+            while flooding:
+                refused += (await burst(edge, address, 5))[429]
+            return refused
+
+        flooders = [asyncio.create_task(flood(f"127.0.0.{n}")) for n in (2, 3, 4)]
+        polite = await edge.client("127.0.0.99")
+        for _ in range(8):
+            statuses.append((await polite.get("/x")).status_code)
+            await asyncio.sleep(0.12)  # its pace: below its own rate
+        flooding = False
+        refused = await asyncio.gather(*flooders)
+    assert statuses == [200] * 8
+    assert min(refused) > 20
+
+
+async def test_a_refusal_is_a_problem_that_names_layer_reason_and_time(open_edge: Any) -> None:
+    async with open_edge(per_ip_rate="10/min burst 1") as edge:
+        client = await edge.client()
+        await client.get("/x")
+        answer = await client.get("/x", headers={"X-Request-ID": "mine-7"})
+        assert answer.status_code == 429
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.headers["retry-after"] == "6"
+        assert answer.headers["x-request-id"] == "mine-7"
+        problem = answer.json()
+        assert (problem["status"], problem["layer"], problem["reason"]) == (429, "gateway", "rate")
+
+
+async def test_requests_in_progress_per_address_are_bounded(open_edge: Any) -> None:
+    async with open_edge(per_ip_connections=2) as edge:
+        edge.pods[0].gate.clear()
+        client = await edge.client()
+        held = [asyncio.create_task(client.get("/x")) for _ in range(2)]
+        assert await wait_until(lambda: _true(len(edge.pods[0].requests) == 2), timeout=5)
+        refused = await client.get("/x")
+        assert refused.status_code == 429
+        assert refused.json()["reason"] == "connections"
+        edge.pods[0].gate.set()
+        assert [(await task).status_code for task in held] == [200, 200]
+
+
+async def test_oversized_bodies_and_heads_end_at_the_gateway(open_edge: Any) -> None:
+    async with open_edge(max_body="1KiB", max_header="4KiB") as edge:
+        client = await edge.client()
+        body = await client.post("/x", content=b"a" * 2000)
+        assert (body.status_code, body.json()["reason"]) == (413, "body-too-large")
+        head = await client.get("/x", headers={"X-Long": "a" * 3000})
+        assert (head.status_code, head.json()["reason"]) == (400, "malformed")
+        line = await client.get("/" + "a" * 3000)
+        assert (line.status_code, line.json()["status"]) == (414, 414)
+        assert (await client.post("/x", content=b"a" * 1000)).status_code == 200
+        assert [what for what, _ in edge.pods[0].requests] == ["POST /x"]
+
+
+async def test_a_spoofed_forwarding_header_neither_reaches_the_pod_nor_buys_a_rate(
+    open_edge: Any,
+) -> None:
+    async with open_edge(per_ip_rate="10/min burst 1") as edge:
+        client = await edge.client("127.0.0.5")
+        spoof = {"X-Forwarded-For": "9.9.9.9", "Forwarded": "for=9.9.9.9", "X-Real-IP": "9.9.9.9"}
+        assert (await client.get("/x", headers=spoof)).status_code == 200
+        other = spoof | {"X-Forwarded-For": "8.8.8.8"}
+        assert (await client.get("/x", headers=other)).status_code == 429
+        _, headers = edge.pods[0].requests[0]
+        assert headers["x-forwarded-for"] == headers["x-real-ip"] == "127.0.0.5"
+        assert "forwarded" not in headers
+
+
+async def test_a_trusted_proxys_header_names_the_client_and_an_ipv6_client_is_its_64(
+    open_edge: Any,
+) -> None:
+    async with open_edge(per_ip_rate="10/min burst 1", trust=["127.0.0.6/32"]) as edge:
+        proxy, stranger = await edge.client("127.0.0.6"), await edge.client("127.0.0.7")
+
+        async def status(client: Any, chain: str) -> int:
+            return int((await client.get("/x", headers={"X-Forwarded-For": chain})).status_code)
+
+        assert await status(proxy, "6.6.6.6, 203.0.113.1") == 200
+        assert edge.pods[0].requests[-1][1]["x-forwarded-for"] == "203.0.113.1"
+        assert await status(proxy, "203.0.113.1") == 429
+        assert await status(proxy, "2001:db8:0:1::1") == 200
+        assert await status(proxy, "2001:db8:0:1:ffff::2") == 429, "the same /64"
+        assert await status(proxy, "2001:db8:0:2::1") == 200, "another /64"
+        assert await status(stranger, "203.0.113.50") == 200
+        assert edge.pods[0].requests[-1][1]["x-forwarded-for"] == "127.0.0.7"
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/ready", "/live", "/health", "/%6detrics", "//metrics/x"])
+async def test_what_pods_say_to_probes_is_not_for_the_world(open_edge: Any, path: str) -> None:
+    async with open_edge() as edge:
+        answer = await (await edge.client()).get(path)
+        assert (answer.status_code, answer.json()["layer"]) == (404, "gateway")
+        assert edge.pods[0].requests == []
+
+
+async def test_a_pod_that_says_it_is_not_ready_gets_no_more_traffic(open_edge: Any) -> None:
+    async with open_edge(pods=2) as edge:
+        client = await edge.client()
+        assert {(await client.get("/x")).text for _ in range(6)} == {"pod-0", "pod-1"}
+        edge.pods[0].ready = False
+
+        async def only_the_other() -> bool:
+            answers = [await client.get("/x") for _ in range(6)]
+            assert {answer.status_code for answer in answers} == {200}, "no request is lost meanwhile"
+            return {answer.text for answer in answers} == {"pod-1"}
+
+        assert await wait_until(only_the_other, timeout=5)
+        edge.pods[0].ready = True
+
+        async def both_again() -> bool:
+            return {(await client.get("/x")).text for _ in range(6)} == {"pod-0", "pod-1"}
+
+        assert await wait_until(both_again, timeout=5)
+
+
+async def test_without_a_ready_pod_the_gateway_says_so_and_when_to_come_back(open_edge: Any) -> None:
+    async with open_edge() as edge:
+        edge.pods[0].ready = False
+        assert await wait_until(lambda: _equals(edge.health, 503), timeout=5)
+        answer = await (await edge.client()).get("/x")
+        assert (answer.status_code, answer.json()["reason"]) == (503, "no-ready-pod")
+        assert answer.headers["retry-after"] == "1"
+
+
+async def test_reads_survive_the_death_of_a_pod(open_edge: Any) -> None:
+    async with open_edge(pods=3, per_ip_rate="5000/s", per_ip_connections=100) as edge:
+        client = await edge.client()
+        statuses: Counter[int] = Counter()
+
+        async def read() -> None:
+            for _ in range(60):
+                statuses[(await client.get("/x")).status_code] += 1
+
+        readers = [asyncio.create_task(read()) for _ in range(5)]
+        assert await wait_until(lambda: _true(statuses[200] > 50), timeout=5)
+        edge.pods[1].kill()
+        await asyncio.gather(*readers)
+        assert statuses == {200: 300}
+
+
+async def test_a_write_is_never_sent_twice(open_edge: Any) -> None:
+    async with open_edge(pods=2) as edge:
+        for pod in edge.pods:
+            pod.breaks = True
+        client = await edge.client()
+        written = await client.post("/x", content=b"once")
+        assert (written.status_code, written.json()["reason"]) == (502, "pod-unreachable")
+        assert sum(len(pod.requests) for pod in edge.pods) == 1
+        assert (await client.get("/x")).status_code == 502
+        assert sum(len(pod.requests) for pod in edge.pods) == 3, "a read was offered to both"
+
+
+async def test_chunks_pass_as_they_come(open_edge: Any) -> None:
+    async with open_edge() as edge:
+        edge.pods[0].gate.clear()
+        client = await edge.client()
+        async with asyncio.timeout(5), client.stream("GET", "/stream") as answer:
+            chunks = answer.aiter_bytes()
+            assert await anext(chunks) == b"data: 1\n\n", "before the pod has sent the rest"
+            edge.pods[0].gate.set()
+            assert await anext(chunks) == b"data: 2\n\n"
+
+
+async def test_the_gateways_own_health_counts_its_ready_pods(open_edge: Any) -> None:
+    async with open_edge(pods=2) as edge:
+        client = await edge.client()
+
+        async def both() -> bool:
+            return bool(
+                json.loads((await client.get("/-/gateway-health")).text) == {"ready": 2, "pods": 2}
+            )
+
+        assert await wait_until(both, timeout=5)
+
+
+async def _true(value: bool) -> bool:
+    return value
+
+
+async def _equals(ask: Any, wanted: int) -> bool:
+    return bool(await ask() == wanted)

@@ -1,0 +1,99 @@
+"""What a call will cost, and what it did cost."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headworks.policy.profiles import profile_named
+from headworks.vendor.estimate import KEPT, UsageReader, estimate
+
+OPENAI = profile_named("openai").charges
+
+
+def chat(**extra: object) -> bytes:
+    body = {"model": "m", "messages": [{"role": "user", "content": "x" * 400}], **extra}
+    return json.dumps(body).encode()
+
+
+def test_the_larger_of_ceiling_and_text_is_charged() -> None:
+    assert estimate(chat(), OPENAI).tokens == 100
+    assert estimate(chat(max_tokens=50), OPENAI).tokens == 100
+    assert estimate(chat(max_completion_tokens=700), OPENAI).tokens == 700
+
+
+def test_choices_multiply_the_charge() -> None:
+    assert estimate(chat(max_tokens=700, n=3), OPENAI).tokens == 2100
+
+
+def test_text_is_found_in_parts_and_roles_are_not_charged() -> None:
+    parts = [{"type": "text", "text": "y" * 40}, {"type": "image_url", "image_url": {"url": "z" * 9999}}]
+    body = json.dumps({"messages": [{"role": "user", "content": parts}]}).encode()
+    assert estimate(body, OPENAI).tokens == 10
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not json", b"[1,2]", b'"text"', b"null", b'{"max_tokens": "many", "n": true}']
+)
+def test_a_body_that_says_nothing_costs_a_request_and_no_tokens(content: bytes) -> None:
+    cost = estimate(content, OPENAI).cost()
+    assert cost["requests"] == 1
+    assert cost["tokens"] == 0
+
+
+@given(
+    st.binary(max_size=200)
+    | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(
+        lambda v: json.dumps({"messages": v, "max_tokens": v, "n": v, "model": v}).encode()
+    )
+)
+def test_no_body_can_make_the_estimate_fail(content: bytes) -> None:
+    found = estimate(content, OPENAI)
+    assert found.tokens >= 0
+
+
+USAGE = {"prompt_tokens": 12, "completion_tokens": 30, "total_tokens": 42}
+SAID = {"tokens": 42, "input_tokens": 12, "output_tokens": 30}
+
+
+def test_usage_is_read_from_a_json_answer_in_pieces() -> None:
+    reader = UsageReader()
+    content = json.dumps({"choices": ["c" * 3 * KEPT], "usage": USAGE}).encode()
+    for start in range(0, len(content), 7):
+        reader.feed(content[start : start + 7])
+    assert reader.usage() == SAID
+
+
+def test_usage_is_read_from_the_last_event_of_a_stream() -> None:
+    reader = UsageReader()
+    for _ in range(500):
+        reader.feed(b'data: {"choices":[{"delta":{"content":"word"}}],"usage":null}\n\n')
+    reader.feed(f"data: {json.dumps({'choices': [], 'usage': USAGE})}\n\ndata: [DONE]\n\n".encode())
+    assert reader.usage() == SAID
+
+
+def test_usage_is_read_through_gzip() -> None:
+    reader = UsageReader("gzip")
+    reader.feed(gzip.compress(json.dumps({"usage": USAGE}).encode()))
+    assert reader.usage() == SAID
+
+
+def test_usage_told_at_both_ends_of_a_stream_is_put_together() -> None:
+    """Anthropic tells the input first and the output last."""
+    reader = UsageReader()
+    reader.feed(
+        b'data: {"type":"message_start","message":{"usage":{"input_tokens":12,"output_tokens":1}}}\n\n'
+    )
+    reader.feed(b"data: {}\n\n" * 2 * KEPT)
+    reader.feed(b'data: {"type":"message_delta","usage":{"output_tokens":30}}\n\n')
+    assert reader.usage() == SAID
+
+
+def test_an_answer_without_usage_says_nothing() -> None:
+    reader = UsageReader()
+    reader.feed(b'{"choices": []}')
+    assert reader.usage() == {}
