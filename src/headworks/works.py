@@ -82,7 +82,7 @@ class Headworks:
         self._metrics = PrometheusSink()
         self.telemetry = Telemetry(self._metrics, *sinks)
         self._reaper = Reaper()
-        self._store = store or _store_of(policy, self.telemetry, rng)
+        self._store = _store_of(policy, self.telemetry, rng) if store is None else store
         self._identifier = _identifier_of(policy, resolve, self.telemetry)
         self._slots = Slots(policy.admission.max_in_flight, rng=rng)
         self._limits = Limits(policy.fairness, service=policy.service.name)
@@ -151,14 +151,14 @@ class Headworks:
         await self._fairness.charge(units)
 
     async def start(self) -> None:
-        """Begin to watch over the pod; done by the application's lifespan. Again does nothing."""
+        """Begin to watch over the pod. Done by the lifespan as well; again does nothing."""
         if self._watch is None:
             self._health.start()
             self._watch = asyncio.create_task(self._health.watch(), name="headworks: health")
             self._termination.install()
 
     async def stop(self) -> None:
-        """End in order: requests, clean-ups, vendors, store. Done by the lifespan; again does nothing."""
+        """End requests, clean-ups, vendors and store, in this order. Done by the lifespan as well."""
         if self._watch is None:
             return
         self._health.drain()

@@ -180,5 +180,5 @@ def test_a_cost_is_a_whole_number(units: Any) -> None:
 
 @pytest.mark.parametrize("rate", ["often", "3 tokens/min", ""])
 def test_a_limit_is_a_rate_of_requests(rate: str) -> None:
-    with pytest.raises(ValueError, match="rate|requests"):
+    with pytest.raises(ValueError, match=r"rate|requests"):
         limit(rate)

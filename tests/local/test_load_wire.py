@@ -172,7 +172,7 @@ async def test_a_run_without_a_service_says_what_to_do() -> None:
     async with serving(Counting()) as port:
         pass
     run = LoadRun(Profile("test", "", ()), f"http://127.0.0.1:{port}", seconds=1, seed=1, vendors={})
-    with pytest.raises(CannotStart, match="nothing answers at .*headworks up"):
+    with pytest.raises(CannotStart, match=r"nothing answers at .*headworks up"):
         await run.run()
 
 
@@ -186,7 +186,7 @@ async def test_a_run_that_is_stopped_still_reports() -> None:
         )
         task = asyncio.ensure_future(run.run())
         async with asyncio.timeout(5):
-            while server.seen.total() < 5:
+            while server.seen.total() < 5:  # noqa: ASYNC110  # polls under the deadline above
                 await asyncio.sleep(0.01)
             run.stop()
             report = await task

@@ -200,7 +200,7 @@ async def test_a_caller_that_keeps_the_pace_is_never_refused(mechanism: str) -> 
 
 async def test_the_decision_falls_after_the_arrival_jitter() -> None:
     """Two calls sent too close together are accepted when the network pulls them apart."""
-    vendor = FakeVendor([limit("10/s", burst=1)], faults=Faults(arrival_jitter=Delay("const", 5.0)))
+    vendor = FakeVendor([limit("10/s", burst=1)], faults=Faults(arrival_jitter=Delay("const", 3.0)))
 
     async with client(vendor) as own:
 
@@ -209,10 +209,10 @@ async def test_the_decision_falls_after_the_arrival_jitter() -> None:
 
         one = asyncio.create_task(first())
         await asyncio.sleep(0.05)
-        vendor.faults = Faults(arrival_jitter=Delay("const", 5.05))
+        vendor.faults = Faults(arrival_jitter=Delay("const", 3.05))
         two = asyncio.create_task(first())
         assert await one == await two == 200
-        assert now() == pytest.approx(1005.1)
+        assert now() == pytest.approx(1003.1)
 
 
 async def test_fixed_windows_follow_the_wall_clock() -> None:
@@ -290,13 +290,11 @@ async def test_a_hanging_call_is_held_until_its_client_leaves() -> None:
 async def test_a_dropped_connection_breaks_off_in_the_middle(stream: bool) -> None:
     async with client(FakeVendor()) as own:
         await set_faults(own, disconnect=3)
-        got: list[bytes] = []
-        with pytest.raises(httpx2.RemoteProtocolError):
-            async with own.stream(
-                "POST", "/v1/chat/completions", json=BODY | {"stream": stream}
-            ) as answer:
-                assert answer.status_code == 200
-                got.extend([chunk async for chunk in answer.aiter_raw()])
+        body = BODY | {"stream": stream}
+        async with own.stream("POST", "/v1/chat/completions", json=body) as answer:
+            assert answer.status_code == 200
+            with pytest.raises(httpx2.RemoteProtocolError):
+                await answer.aread()
         found = await stats(own)
     assert (found["in_flight"], found["streams_closed_early"]) == (0, 0)
 
@@ -348,7 +346,7 @@ async def test_the_series_counts_accepted_calls_by_the_second() -> None:
 async def test_a_reset_forgets_counts_but_not_limits() -> None:
     """Calls in flight stay in flight, and what is used stays used."""
     vendor = FakeVendor(
-        [limit("2/min", mechanism="sliding")], faults=Faults(latency=Delay("const", 5.0))
+        [limit("2/min", mechanism="sliding")], faults=Faults(latency=Delay("const", 3.0))
     )
     async with client(vendor) as own:
         call = asyncio.create_task(own.get("/search?q=x"))

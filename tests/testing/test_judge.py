@@ -129,8 +129,9 @@ def test_a_models_limit_concerns_its_model_only() -> None:
         ("bucket", 61.5, 20),
         ("sliding", 59, 10),
         ("sliding", 60, 20),
-    ]
-    + [("fixed", 29, 10), ("fixed", 31, 20)],
+        ("fixed", 29, 10),
+        ("fixed", 31, 20),
+    ],
 )
 def test_the_most_a_mechanism_allows(mechanism: str, seconds: float, most: int) -> None:
     """From the half of a minute on."""

@@ -18,7 +18,7 @@ from headworks.current import Current, enter
 from headworks.testing.fake_vendor.judge import Judge, Limit
 from headworks.vendor import Vendor
 
-MINUTES = 4
+MINUTES = 3
 QUOTA = 600
 JITTER = 0.05
 
@@ -86,17 +86,10 @@ async def test_ten_pods_use_the_quota_and_never_exceed_it(house: Any, mechanism:
     bound = 1.0 if mechanism == "bucket" else 60 / (60 + JITTER)
     utilisation = len(within) / (QUOTA * (MINUTES - 2)) / bound
     questions = len(house.store.asked) + len(house.store.told)
-    print(
-        mechanism,
-        utilisation,
-        vendor.rejected,
-        questions / sum(served),
-        [n / sum(served) for n in served],
-    )
     assert vendor.rejected == 0
     assert utilisation >= 0.99
     assert questions / sum(served) <= 3.5
-    assert served[0] / sum(served) >= 0.35
+    assert served[0] / sum(served) >= 0.45
 
 
 async def test_without_the_limiter_the_same_judge_rejects(house: Any) -> None:

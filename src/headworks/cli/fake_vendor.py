@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import random
 import time
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
+from headworks.cli.fail import fail
 from headworks.policy.units import parse_duration
 from headworks.testing.fake_vendor import Delay, FakeVendor, Faults, Limit, limit, model_limits
 from headworks.testing.fake_vendor.judge import MECHANISMS, TOKENS
 from headworks.testing.fake_vendor.server import PortTaken, run
-
-UNUSABLE = 2
-"""Exit code: an option cannot be used, or the port is taken."""
-
-
-def _refuse(message: str) -> NoReturn:
-    typer.echo(f"headworks fake-vendor: {message}", err=True)
-    raise typer.Exit(UNUSABLE)
 
 
 def _limits(
@@ -108,4 +101,4 @@ def fake_vendor(
             ready=lambda base: print(f"fake vendor on {base}", flush=True),
         )
     except (ValueError, PortTaken) as error:
-        _refuse(str(error))
+        fail(f"fake-vendor: {error}")

@@ -101,10 +101,13 @@ def _show(stack: Stack) -> None:
     print(f"ready {stack.url}", flush=True)
     table = Table(box=None, pad_edge=False)
     for column in ("part", "address", "pid", "log"):
-        table.add_column(column, no_wrap=True, overflow="fold")
-    for part in stack.status().parts:
-        table.add_row(part.name, part.url, str(part.pid or "-"), part.log)
-    Console(stderr=True, highlight=False).print(table)
+        table.add_column(column, no_wrap=True)
+    parts = stack.status().parts
+    for part in parts:
+        table.add_row(part.name, part.url, str(part.pid or "-"), Path(part.log).name)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(f"logs in {Path(parts[0].log).parent}; Ctrl-C ends all of it")
 
 
 def _vendor_urls(pairs: list[str]) -> dict[str, str]:

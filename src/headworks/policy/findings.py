@@ -44,6 +44,12 @@ def per_minute(per_second: float) -> str:
     return f"{number(per_second * 60)}/min"
 
 
+def paced(rate: Rate, unit: str = "min") -> str:
+    """A rate, and what it is per second ("s") or minute ("min") where it does not say so itself."""
+    pace = f"{number(rate.per_second * (60 if unit == 'min' else 1))}/{unit}"
+    return pace if pace == str(rate) else f"{rate} = {pace}"
+
+
 def number(value: float) -> str:
     """A number with at most three digits after the point, and none that say nothing."""
     return f"{value:.3f}".rstrip("0").rstrip(".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from headworks.policy.findings import Finding, Findings, implies, number, per_minute, tightest
+from headworks.policy.mistakes import dotted
 from headworks.policy.settings import Policy
 
 HEADROOM = 32
@@ -103,7 +104,7 @@ def endpoints_are_narrower_than_tiers(policy: Policy) -> Findings:
         if limit.scope == "user" and all(implies(t.rate, limit.rate) for t in fairness.tiers.values()):
             widest = max(fairness.tiers.values(), key=lambda tier: tier.rate.per_second).rate
             yield Finding(
-                f'fairness.endpoints."{path}".rate',
+                dotted(("fairness", "endpoints", path, "rate")),
                 f"{limit.rate} per user never decides: every tier is as tight or tighter, the widest "
                 f"{widest}; two controls do the same job",
                 f'leave "{path}" out, or make it less than {widest}',

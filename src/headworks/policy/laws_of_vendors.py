@@ -14,6 +14,7 @@ from headworks.policy.findings import (
     per_minute,
     tightest,
 )
+from headworks.policy.mistakes import dotted
 from headworks.policy.profiles import profile_named
 from headworks.policy.settings import Policy
 from headworks.policy.units import duration_text as text
@@ -93,7 +94,7 @@ def bookings_reach_the_next_send(policy: Policy) -> Findings:
                 f"the quota allows one call every {text(round(pace, 3))}, but a booking may lie only "
                 f"{text(vendor.limiter_timeout)} ahead: callers are refused whom the next send would "
                 "serve",
-                f'vendors.{name}.limiter_timeout = "{text(math.ceil(pace))}", and a queue_timeout as '
+                f'vendors.{name}.limiter_timeout = "{text(math.ceil(pace * 10 - 1e-9) / 10)}", and a queue_timeout as '
                 "long",
                 "warning",
             )
@@ -148,7 +149,7 @@ def models_are_narrower_than_the_account(policy: Policy) -> Findings:
                 wider = [other for other in vendor.quota if implies(other, rate)]
                 if wider:
                     yield Finding(
-                        f'vendors.{name}.models."{model}".quota[{index}]',
+                        dotted(("vendors", name, "models", model, "quota", index)),
                         f"{rate} never decides: the account's {wider[0]} is as tight or tighter",
                         f"leave {rate} out, or make it less than {wider[0]}",
                         "warning",

@@ -41,9 +41,7 @@ def read(path: Path | str) -> dict[str, Any]:
         with Path(path).open("rb") as file:
             content = file.read(MAX_FILE + 1)
         if len(content) > MAX_FILE:
-            raise PolicyError(
-                source, [Problem("", f"the file is larger than {MAX_FILE} bytes: no policy")]
-            )
+            raise PolicyError(source, [Problem("", f"the file has more than {MAX_FILE} bytes")])
         return tomllib.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise PolicyError(source, [Problem("", "there is no such file")]) from None

@@ -34,8 +34,9 @@ from headworks.vendor.slots import Slots
 from headworks.vendor.smoother import Smoother
 from headworks.verdict import NEVER, Verdict
 
-LEAD = 1.0
-"""Seconds of this pod's share of the quota that are booked ahead."""
+LEAD = 2.0
+"""Seconds of this pod's share of the quota that are booked ahead: enough that a pod with a twentieth
+of the demand still holds one booking at ten calls a second."""
 
 
 @dataclass(slots=True, eq=False)
@@ -109,6 +110,7 @@ class Dispatcher:
         self._asking: asyncio.Task[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._full = ROOM
+        self._rounding = 1.0
         self._drain = DrainRate(expected_latency / slots.total)
         self._demand = Demand()
         slots.when_freed(self._kick)
@@ -238,7 +240,7 @@ class Dispatcher:
         """How many bookings may be out: this pod's share of demand, `LEAD` seconds of the quota."""
         if self._quota.interval <= 0:
             return self._slots.total
-        return max(2, math.ceil(self._demand.share * LEAD / self._quota.interval))
+        return max(1, math.floor(self._demand.share * LEAD / self._quota.interval + self._rounding))
 
     def _start(self, question: Coroutine[Any, Any, None]) -> None:
         self._asking = asyncio.get_running_loop().create_task(question, name=f"book:{self.vendor}")
@@ -265,6 +267,7 @@ class Dispatcher:
                 now = asyncio.get_running_loop().time()
                 self._smoother.pass_one(now)
                 self._number += 1
+                self._rounding = self._rng.random()  # a fraction of a booking is one now and then
                 due = now + verdict.wait
                 booking = Booking(due, self._number, cost, [payment], verdict.epoch, verdict.probe)
                 heapq.heappush(self._bookings, booking)

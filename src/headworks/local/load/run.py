@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import socket
+import sys
 from collections.abc import Mapping
 
 from headworks.local.load.drive import CEILING, Drive
@@ -114,6 +114,10 @@ class LoadRun:
 
 def _allow_files(wanted: int) -> None:
     """Raise this process's own limit of open files as far as it may go."""
+    if sys.platform == "win32":  # has no such limit
+        return
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < wanted:
         top = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
