@@ -10,6 +10,8 @@ import pytest
 
 from headworks.testing import loop
 
+pytest.register_assert_rewrite("tests.scenarios")
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:

@@ -1,12 +1,13 @@
 """Every Python example in README and docs runs, unless it says why not.
 
-Examples of one page run in order and share their names. One that cannot run here stands under a line
-`<!-- not run: reason -->`.
+Examples of one page run in order and share their names, in a folder where `headworks.toml` is the
+shipped policy. One that cannot run there stands under a line `<!-- not run: reason -->`.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,16 @@ PAGES = sorted(
 
 def examples(page: str) -> list[str]:
     """The examples to run, each preceded by the blank lines that give it its line numbers."""
-    found: list[str] = []
-    for block in BLOCK.finditer(page):
-        if not NOT_RUN.search(page[: block.start()]):
-            found.append("\n" * page[: block.start(1)].count("\n") + block[1])
-    return found
+    return [
+        "\n" * page[: block.start(1)].count("\n") + block[1]
+        for block in BLOCK.finditer(page)
+        if not NOT_RUN.search(page[: block.start()])
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_examples_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(ROOT / "examples/service/headworks.toml", tmp_path)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": page.stem}
     for example in examples(page.read_text()):

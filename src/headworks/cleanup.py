@@ -125,7 +125,7 @@ class Reaper:
                 finally:
                     self._running -= 1
         finally:  # at once, not by the callback: a release that comes now needs a new worker
-            self._workers.discard(asyncio.current_task())  # type: ignore[arg-type]  # there is one
+            self._workers.discard(asyncio.current_task())
 
     async def _release(self, what: str, release: Release) -> None:
         async def work() -> None:

@@ -27,7 +27,6 @@ class LimitState:
     remaining    whole units left now, after this decision
     reset        seconds until the limit is entirely unused again, if nothing more is taken
     retry_after  seconds until this cost would fit: 0 when it fits now, `NEVER` when it never can
-    clears_us    `reset` as a time on the store's clock, in microseconds; hand it back to settle
     """
 
     name: str
@@ -37,7 +36,6 @@ class LimitState:
     remaining: int
     reset: float
     retry_after: float
-    clears_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from headworks.gateway import nginx
-from headworks.local.parts import LOOPBACK, _nginx_binary
+from headworks.local.parts import LOOPBACK, nginx_binary
 from headworks.local.probe import free_ports, http_status, wait_until
 from headworks.policy.load import parse
 from headworks.policy.settings import Policy
@@ -148,7 +148,7 @@ async def _nginx(
     for name, text in nginx.render(policy, pods=[pod.address for pod in pods], port=port).items():
         (folder / name).write_text(text)
     process = await asyncio.create_subprocess_exec(
-        str(_nginx_binary()), "-p", f"{folder}/", "-c", "nginx.conf", "-e", "stderr"
+        str(nginx_binary()), "-p", f"{folder}/", "-c", "nginx.conf", "-e", "stderr"
     )
 
     async def end() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Awaitable, Callable
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from headworks.testing import loop
@@ -21,6 +23,20 @@ async def test_an_hour_passes_at_once_and_exactly() -> None:
         await asyncio.sleep(step)
         assert running.time() == due
     assert time.monotonic() - real < 1
+
+
+def test_a_jump_lands_on_its_timer_where_adding_the_difference_would_not() -> None:
+    """now + (due − now) can miss `due` by one rounding, as with these two numbers."""
+    begin, due = 1 + 2**-50, 10 + 2**-49
+    assert begin + (due - begin) != due
+
+    async def main() -> float:
+        fired = asyncio.Event()
+        asyncio.get_running_loop().call_at(due, fired.set)
+        await fired.wait()
+        return asyncio.get_running_loop().time()
+
+    assert loop.run(main(), start=begin) == due
 
 
 async def test_timers_fire_in_order_whoever_set_them() -> None:
@@ -71,6 +87,16 @@ def test_a_deadlock_is_named_instead_of_waited_for() -> None:
 async def test_other_threads_may_wake_a_loop_without_timers() -> None:
     """Work in a thread takes real time; with no timer set the loop waits for it."""
     assert await asyncio.to_thread(lambda: (time.sleep(0.05), "done")[1]) == "done"
+
+
+@pytest.mark.parametrize("in_thread", [asyncio.to_thread, anyio.to_thread.run_sync])
+async def test_the_clock_stands_still_while_a_thread_works(
+    in_thread: Callable[[Callable[[], str]], Awaitable[str]],
+) -> None:
+    """A timeout of a millisecond does not strike while the thread takes fifty."""
+    async with asyncio.timeout(0.001):
+        assert await in_thread(lambda: (time.sleep(0.05), "done")[1]) == "done"
+    assert asyncio.get_running_loop().time() == 1000
 
 
 async def test_a_ready_socket_is_served_before_time_jumps() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -22,9 +23,12 @@ class Service(BaseHTTPRequestHandler):
     """Serves pro-9 and refuses everybody else."""
 
     protocol_version = "HTTP/1.1"
+    asked = threading.Event()
 
     def do_GET(self) -> None:
         served = self.headers["X-API-Key"] == "pro-9"
+        if self.headers["X-API-Key"]:
+            self.asked.set()
         self.rfile.read(int(self.headers["Content-Length"] or 0))
         self.send_response(200 if served else 429)
         self.send_header("Content-Type", "application/json" if served else "application/problem+json")
@@ -40,6 +44,7 @@ class Service(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url() -> Iterator[str]:
+    Service.asked.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -91,10 +96,21 @@ def test_what_cannot_be_used_gets_one_sentence_and_2(arguments: list[str], sente
     assert "Traceback" not in result.output
 
 
+def test_ctrl_c_ends_a_run_early_and_still_reports(url: str) -> None:
+    command = [sys.executable, "-m", "headworks", "load", "--url", url, "--duration", "1h", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert Service.asked.wait(30)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert 0 < json.loads(out)["sent"] < 1000
+
+
 def test_without_a_stack_it_says_how_to_start_one() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         done = _load("--url", f"http://127.0.0.1:{free.getsockname()[1]}", "--duration", "1s")
     assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
     assert "nothing answers at" in done.stderr
     assert "headworks up" in done.stderr

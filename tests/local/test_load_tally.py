@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import random
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
 
 from headworks.local.load.outcome import Kind, Outcome, broken
 from headworks.local.load.profiles import CHAT, Crowd, Profile
 from headworks.local.load.report import Report
+from headworks.local.load.show import closing, line, live
 from headworks.local.load.tally import Latency, Tally
+from headworks.local.load.vendors import VendorCount
 
 SERVED = Outcome(Kind.SERVED, status=200)
 GATEWAY = Outcome(Kind.REFUSED, "gateway", "per-ip-rate", 429)
@@ -56,3 +63,19 @@ def test_the_json_form_holds_totals_and_shares() -> None:
     assert [crowd["share"] for crowd in data["crowds"]] == [0.75, 0.0]
     assert [row["count"] for row in data["decisions"]] == [3, 1, 2, 1]
     assert data["served"]["p99"] == 0.25
+
+
+@pytest.mark.parametrize("width", [100, 200])
+def test_the_display_shows_every_crowd_decision_and_vendor(width: int) -> None:
+    vendor = VendorCount("llm", True, 290, {"requests": 2}, 0, 15, 0, {"requests": 0.987}, 1)
+    away = VendorCount("search", False, 0, {}, 0, 0, 0, {}, 0)
+    report = replace(_report(), vendors=(vendor, away), unsent=5, late=0.9)
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(live(report, 30.0), closing(report))
+    text = console.export_text()
+    for words in ("per-ip-rate", "vendor-quota", "cut off", "98.7% requests", "unknown"):
+        assert words in text
+    assert "restarted 1×" in text
+    assert "5 requests were due but not sent" in text
+    assert "0.9 s late" in text
+    assert "llm: 290 accepted, 2 rejected" in line(report)

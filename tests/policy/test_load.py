@@ -218,6 +218,15 @@ def test_an_override_finds_names_with_hyphens_and_makes_missing_tables() -> None
     assert "store" not in data
 
 
+def test_an_override_in_quotes_is_a_text_and_may_hold_a_password_too() -> None:
+    policy = load(
+        SHIPPED, {"HEADWORKS_STORE__URL": '"valkey://:pw@h"', "HEADWORKS_SERVICE__NAME": "'7'"}
+    )
+    assert policy.store is not None
+    assert policy.store.url.reveal() == "valkey://:pw@h"
+    assert policy.service.name == "7"
+
+
 def test_a_wrong_override_names_its_variable() -> None:
     found = problems(
         shipped(),
@@ -240,7 +249,7 @@ def test_a_secret_is_not_needed_to_read_a_policy() -> None:
     data["store"]["url"] = {"env": "NOT_SET"}
     policy = parse(data, environ={})
     assert policy.store is not None
-    with pytest.raises(ValueError, match="NOT_SET"):
+    with pytest.raises(PolicyError, match=r"store\.url: the environment variable NOT_SET is not set"):
         policy.store.url.reveal()
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headworks.errors import PolicyError
 from headworks.policy.units import (
     FromEnvironment,
     Rate,
@@ -153,7 +154,7 @@ def test_a_password_belongs_into_a_reference_or_the_environment() -> None:
 
 
 def test_a_reference_that_leads_nowhere_says_which() -> None:
-    with pytest.raises(ValueError, match="the environment variable STORE is not set"):
-        parse_secret({"env": "STORE"}, {}).reveal()
-    with pytest.raises(ValueError, match="the file /nowhere/at/all cannot be read"):
+    with pytest.raises(PolicyError, match=r"store\.url: the environment variable STORE is not set"):
+        parse_secret({"env": "STORE"}, {}, path="store.url").reveal()
+    with pytest.raises(PolicyError, match="the file /nowhere/at/all cannot be read"):
         parse_secret({"file": "/nowhere/at/all"}).reveal()

@@ -328,6 +328,18 @@ async def test_a_cancelled_caller_leaves_nothing_in_flight() -> None:
     assert vendor.ledger.streams_closed_early == 2
 
 
+async def test_an_application_that_breaks_shows_why() -> None:
+    """The client sees what a socket would show; the cause is chained for whoever debugs."""
+
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise KeyError("bug")
+
+    async with httpx2.AsyncClient(transport=InProcess(broken), base_url="http://vendor") as own:
+        with pytest.raises(httpx2.RemoteProtocolError) as caught:
+            await own.get("/")
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
 # Counts
 
 

@@ -88,6 +88,15 @@ def test_a_full_bucket_lets_twice_its_amount_through_in_the_first_period() -> No
     assert taken == 199
 
 
+def test_a_bucket_rounds_against_the_caller() -> None:
+    """Seven in ten seconds: one more after 1,428,571.43 µs, not a microsecond too early."""
+    own = Judge([Limit(REQUESTS, 7, 10 * S, "bucket", 1)])
+    assert own.decide({REQUESTS: 1}, 0).accepted
+    early = own.decide({REQUESTS: 1}, 1_428_571)
+    assert (early.accepted, early.retry_us) == (False, 1)
+    assert own.decide({REQUESTS: 1}, 1_428_572).accepted
+
+
 def test_limits_are_taken_together_or_not_at_all() -> None:
     """A call refused for its tokens costs no request."""
     own = Judge([Limit(REQUESTS, 10, 60 * S), Limit(TOKENS, 100, 60 * S)])

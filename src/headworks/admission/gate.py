@@ -82,7 +82,7 @@ class AdmissionGate:
         except ClientStalled:
             self._slots.stalled += 1
             log.info("a client was cut off: it read nothing for %g s", self._write_stall)
-            answer.abort()
+            await answer.abort()
         finally:
             seconds = asyncio.get_running_loop().time() - began
             self._telemetry.emit(Served(current.route, scope["method"], answer.status, seconds))
@@ -113,6 +113,8 @@ class AdmissionGate:
             if answer.begun or not budget.expired():
                 answer.status = answer.status or 500  # the server's, who now answers in our place
                 raise
+            if not isinstance(error, TimeoutError):
+                log.warning("the application raised when its time was up", exc_info=error)
         finally:
             leave(token)
         if budget.expired() and not answer.begun:
@@ -180,13 +182,14 @@ class _Answer:
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
 
-    def abort(self) -> None:
+    async def abort(self) -> None:
         """Drop the connection. Closing it, which is all that ASGI offers, would first wait for the
         client to read what is buffered; uvicorn's `send` is a method of an object that has the
         transport, and a server without one closes in its own way."""
         transport = getattr(getattr(self._send, "__self__", None), "transport", None)
         if transport is not None:
             transport.abort()
+            await asyncio.sleep(0)  # the loop's next turn tells the server that the client is gone
 
 
 def _ends(message: Message) -> bool:

@@ -15,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from headworks.errors import PolicyError
-from headworks.limits.paced import utilisation
 from headworks.limits.shapes import Bucket
 from headworks.policy.laws import Finding
 from headworks.policy.laws import check as sizing_laws
@@ -35,7 +34,7 @@ class Contract:
 
     pace         units per second when demand is steady
     burst        units that may be sent at once
-    utilisation  the part of the quota that remains usable against this mechanism and jitter
+    utilisation  the part of our share that can be used without ever exceeding it, jitter considered
     """
 
     vendor: str
@@ -91,14 +90,15 @@ def contracts_of(policy: Policy) -> Iterator[Contract]:
             for rate in vendor.models[model].quota if model else vendor.quota:
                 shapes = [ask.shape for ask in asks if ask.name == f"{label}:{rate}"]
                 slowest = min(shapes, key=lambda shape: shape.limit / shape.period_us)
+                pace = slowest.limit / slowest.period_us * 1_000_000
                 yield Contract(
                     vendor=label,
                     quota=str(rate),
                     mechanism=profile.mechanism,
                     evidence=profile.evidence["mechanism"].known,
-                    pace=slowest.limit / slowest.period_us * 1_000_000,
+                    pace=pace,
                     burst=slowest.burst if isinstance(slowest, Bucket) else slowest.limit,
-                    utilisation=utilisation(profile.window_of(rate), vendor.jitter, profile.mechanism),
+                    utilisation=pace / (rate.per_second * vendor.share),
                 )
 
 
@@ -109,7 +109,8 @@ def _print_problems(error: PolicyError, *, as_json: bool) -> None:
         return
     console = _console(stderr=True)
     for problem in error.problems:
-        console.print(Text.assemble((f"{error.source}: ", "dim"), ("invalid ", "red"), str(problem)))
+        label = "invalid " if problem.path else ""
+        console.print(Text.assemble((f"{error.source}: ", "dim"), (label, "red"), str(problem)))
 
 
 def _print_result(

@@ -17,7 +17,7 @@ from rich.live import Live
 
 from headworks.cli.fail import fail
 from headworks.local import status
-from headworks.local.load import PROFILES, CannotStart, LoadRun, NotLoopback, Report, loopback
+from headworks.local.load import PROFILES, CannotStart, LoadRun, Report, loopback
 from headworks.local.load import show as tables
 from headworks.policy.units import parse_duration
 
@@ -61,15 +61,14 @@ def load(
     """
     chosen = PROFILES[profile.value]
     try:
-        run = LoadRun(
-            chosen if rate is None else chosen.scaled(rate),
-            url,
-            seconds=_seconds(duration),
-            seed=seed,
-            vendors=_vendors(vendor_stats, url),
-        )
-        report = _loop_runner()(_watched(run, _seconds(duration), quiet=as_json))
-    except (CannotStart, NotLoopback, ValueError) as error:
+        seconds, vendors = _seconds(duration), _vendors(vendor_stats, url)
+        wanted = chosen if rate is None else chosen.scaled(rate)
+        run = LoadRun(wanted, url, seconds=seconds, seed=seed, vendors=vendors)
+    except ValueError as error:  # `NotLoopback` is one
+        fail(str(error))
+    try:
+        report = _loop_runner()(_watched(run, seconds, quiet=as_json))
+    except CannotStart as error:
         fail(str(error))
     if as_json:
         typer.echo(json.dumps(report.as_json(), indent=2))
@@ -117,8 +116,7 @@ async def _watched(run: LoadRun, seconds: float, *, quiet: bool) -> Report:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, run.stop)
     with _drawing(run, seconds, quiet=quiet) as (draw, every):
-        while not task.done():
-            await asyncio.wait((task,), timeout=every)
+        while not (await asyncio.wait((task,), timeout=every))[0]:
             draw()
     return await task
 

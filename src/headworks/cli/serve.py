@@ -51,11 +51,12 @@ def serve(
     path = policy.absolute()
     loaded = policy_or_fail(path)
     settings = server_settings(loaded, host=host, port=port)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
+    logging.basicConfig(format="%(levelname)s:     %(message)s")
+    log.setLevel(logging.INFO)  # ours and the server's; not every call of every library
     os.environ["HEADWORKS_POLICY"] = str(path)
     _leave_quietly()
-    application = _application(loaded.service.app, path.parent)
     listener = _listener(settings)
+    application = _application(loaded.service.app, path.parent)
     arguments = settings.arguments() | {"access_log": access_log}
     _Pod(uvicorn.Config(application, **arguments), gc_freeze=gc_freeze).run(sockets=[listener])
 
@@ -106,12 +107,15 @@ def _application(name: str, beside: Path) -> Any:
         if not hasattr(found, part):
             fail(f"service.app: module {module_name} has no attribute {attribute}")
         found = getattr(found, part)
+    if not callable(found):
+        fail(f"service.app: {name} is no ASGI application but a value of type {type(found).__name__}")
     return found
 
 
 def _last_line(error: Exception) -> str:
     """The error and where it was raised, in one line."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = [frame for frame in frames if not frame.filename.startswith("<frozen")][-1]
     return f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
 
 

@@ -1,0 +1,1 @@
+"""The arithmetic of limits: pure numbers, no waiting, no store, no clock."""

@@ -14,7 +14,8 @@ slow. IGNORED is neither good nor bad and only frees its probe. A probe whose en
 frees its place when its lease is over, so no half-open state can hang.
 
 The epoch is the fence: it rises when the breaker opens, when it closes, and when a cool-down starts or
-grows. An ending that belongs to an older epoch counts for nothing.
+grows. An ending that belongs to an older epoch counts for nothing. A breaker that is not known begins
+at the epoch of its first millisecond, so epochs rise even where a store has forgotten everything.
 """
 
 from __future__ import annotations
@@ -76,7 +77,10 @@ class BreakerState:
     probes: tuple[tuple[int, int], ...] = ()
 
 
-CLOSED = BreakerState()
+def begun(now: int) -> BreakerState:
+    """A breaker that nobody has heard of: closed, under an epoch later than any before."""
+    return BreakerState(epoch=now // 1000)
+
 
 Admission = tuple[BreakerState, Blocked | None, int, int]
 
@@ -176,10 +180,10 @@ def shut_until(state: BreakerState, now: int) -> int:
 
 
 REMEMBERED_US = 3_600_000_000
-"""A gate that has ever shut keeps its epoch this long after its last move, one hour."""
+"""A state, and with it the epoch, is kept this long after its last move has run out: one hour."""
 
 
 def forgotten_at(state: BreakerState, rules: BreakerRules, now: int) -> int:
     """When the state may be dropped: it is as good as new then, and no call of its epochs is left."""
     moves = max(now + rules.window_us, state.cool_until, state.open_until, *(p[1] for p in state.probes))
-    return moves + (REMEMBERED_US if state.epoch else 0)
+    return moves + REMEMBERED_US

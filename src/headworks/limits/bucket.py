@@ -73,26 +73,23 @@ def clears(level: Level, shape: Bucket, t: int) -> int:
     return max(t, level.tat + (level.rem > 0))
 
 
-def correct(level: Level, shape: Bucket, units: int, at: int, clears_at: int, now: int) -> Level:
+def correct(level: Level, shape: Bucket, units: int, at: int, now: int) -> Level:
     """The level after a spending at `at` turned out `units` higher or (negative) lower.
 
     More moves TAT on, from `now` at least: the rest of the bucket waits until it is paid.
 
-    Less moves TAT back, but only by what later spendings have not overtaken. One of them that found
-    the bucket (nearly) empty has not waited for what is given back, and giving it back all the same
-    would let a later burst through on top. What is surely not overtaken is the time by which the
-    bucket, as our spending left it (`clears_at`, at least `at` + E(units)), was not drained at the
-    latest spending.
+    Less moves TAT back by E(units), but only as far as later spendings have not overtaken it, which
+    is `last` − `at` at most. One of them that found the bucket empty has not waited for what comes
+    back, and giving it back all the same would let a later burst through on top of it. One that came
+    within E(units) of `at` found at least the rest of that time standing. (x/time/rate's rule, too.)
     """
     if units >= 0:
         return spend(level, shape, units, now, now)._replace(last=max(level.last, at))
     if level.tat < now:
         return IDLE
-    back = -units * shape.pace_us
-    if level.last > at:
-        own = at + back // shape.pace_per
-        undrained = max(0, max(clears_at, own) - level.last)
-        back = min(back, undrained * shape.pace_per)
+    back = -units * shape.pace_us - max(0, level.last - at) * shape.pace_per
+    if back <= 0:
+        return level
     tat, rem = _base(level, shape, now)
     less, rem = divmod(rem - back, shape.pace_per)
     return Level(tat + less, level.last, rem, shape.pace_per if rem else 1)

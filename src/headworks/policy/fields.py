@@ -94,7 +94,7 @@ class Whole(Kind):
     unit = "number"
 
     def allowed(self) -> str:
-        return f"{self.low} to {self.high}"
+        return f"{self.low} to {self.high}" if self.low < self.high else str(self.low)
 
     def parse(self, value: object, info: ValidationInfo) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
@@ -211,7 +211,7 @@ class StoreUrl(Kind):
 
     def parse(self, value: object, info: ValidationInfo) -> Secret:
         environ = (info.context or {}).get("environ")
-        secret = parse_secret(value, environ)
+        secret = parse_secret(value, environ, path="store.url")
         if secret.kind == "literal" and secret.name.partition("://")[0].lower() not in self.schemes:
             raise ValueError(
                 f"{shown(secret.name)} is not a store's address; allowed is {self.allowed()}"

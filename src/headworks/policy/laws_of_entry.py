@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from headworks.policy.findings import Finding, Findings, implies, number, per_minute, tightest
+from headworks.policy.findings import Finding, Findings, implies, paced, per_minute, tightest
 from headworks.policy.mistakes import dotted
 from headworks.policy.settings import Policy
 
@@ -16,12 +16,13 @@ def one_address_is_not_everyone(policy: Policy) -> Findings:
     """One address may not come faster than all together."""
     one, total = policy.gateway.per_ip_rate, policy.gateway.total_rate
     if one.per_second > total.per_second:
+        each = total.per_second / 20
+        share = f"{int(each)}/s" if each >= 1 else f"{max(1, int(each * 60))}/min"
         yield Finding(
             "gateway.per_ip_rate",
-            f"one address may send {one} = {number(one.per_second)}/s, all together {total} = "
-            f"{number(total.per_second)}/s: the limit per address never decides, and one address can "
-            "take everything",
-            f'gateway.per_ip_rate = "{max(1, int(total.per_second // 20))}/s", a twentieth of the total',
+            f"one address may send {paced(one, 's')}, all together {paced(total, 's')}: the limit per "
+            "address never decides, and one address can take everything",
+            f'gateway.per_ip_rate = "{share}", a twentieth of the total',
             "error",
         )
 
@@ -33,7 +34,7 @@ def edge_lets_tiers_through(policy: Policy) -> Findings:
         if tier.rate.per_second > edge.per_second:
             yield Finding(
                 f"fairness.tiers.{name}.rate",
-                f"{tier.rate} = {number(tier.rate.per_second)}/s is above gateway.per_ip_rate = {edge}: "
+                f"{paced(tier.rate, 's')} is above gateway.per_ip_rate = {edge}: "
                 "from one address the gateway refuses first, and the two do the same job",
                 f'gateway.per_ip_rate = "{math.ceil(tier.rate.per_second)}/s" or more, or a lower tier',
                 "warning",
@@ -79,12 +80,13 @@ def tiers_fit_the_contracts(policy: Policy) -> Findings:
         promised = tier.rate.per_second
         below = [vendor for vendor, pace in paces.items() if promised > pace * (1 + 1e-9)]
         if promised > total * (1 + 1e-9):
-            sums = " + ".join(per_minute(pace) for pace in paces.values())
+            parts = " + ".join(per_minute(pace) for pace in paces.values())
+            allowed = f"{parts} = {per_minute(total)}" if len(paces) > 1 else parts
             yield Finding(
                 f"fairness.tiers.{name}.rate",
-                f"one caller is promised {tier.rate} = {per_minute(promised)}, above what all vendors "
-                f"together allow everyone: {sums} = {per_minute(total)}",
-                f'fairness.tiers.{name}.rate = "{math.floor(total * 60)}/min" or less',
+                f"one caller is promised {paced(tier.rate)}, above what all vendors "
+                f"together allow everyone: {allowed}",
+                f'fairness.tiers.{name}.rate = "{max(1, math.floor(total * 60))}/min" or less',
                 "warning",
             )
         elif below:

@@ -65,8 +65,7 @@ def slots_can_use_the_quota(policy: Policy) -> Findings:
 
 
 def pods_have_a_share_worth_waiting_for(policy: Policy) -> Findings:
-    """There are not so many pods that one pod's part of the quota is slower than its callers' "
-    "patience."""
+    """There are not so many pods that one pod's part of the quota comes too late for its callers."""
     replicas = policy.deploy.replicas
     for name, vendor in policy.vendors.items():
         quota = tightest(vendor)
@@ -89,13 +88,13 @@ def bookings_reach_the_next_send(policy: Policy) -> Findings:
     for name, vendor in policy.vendors.items():
         pace = 1 / tightest(vendor)
         if pace > vendor.limiter_timeout:
+            ahead = text(math.ceil(pace * 10 - 1e-9) / 10)
             yield Finding(
                 f"vendors.{name}.limiter_timeout",
                 f"the quota allows one call every {text(round(pace, 3))}, but a booking may lie only "
                 f"{text(vendor.limiter_timeout)} ahead: callers are refused whom the next send would "
                 "serve",
-                f'vendors.{name}.limiter_timeout = "{text(math.ceil(pace * 10 - 1e-9) / 10)}", and a queue_timeout as '
-                "long",
+                f'vendors.{name}.limiter_timeout = "{ahead}", and a queue_timeout as long',
                 "warning",
             )
 

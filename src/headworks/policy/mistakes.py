@@ -40,7 +40,7 @@ def explain(error: ValidationError) -> list[Problem]:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known name, else what is known."""
+    """`did you mean 'x'?` for the nearest known name, else all that is known."""
     known = sorted(names)
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     if close:

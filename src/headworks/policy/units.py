@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 from urllib.parse import urlsplit
 
+from headworks.errors import PolicyError, Problem
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Unit = Literal["requests", "tokens", "input_tokens", "output_tokens"]
 
@@ -203,12 +205,13 @@ class Secret:
 
     References are resolved when they are used, so that a policy can be checked and rendered where
     its secrets are not: `{ env = "NAME" }` reads an environment variable, `{ file = "/path" }` the
-    first line of a file.
+    text of a file. `path` is where in the policy it stands.
     """
 
     kind: Literal["literal", "env", "file"]
     name: str = field(repr=False)
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False, compare=False)
+    path: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return "********" if self.kind == "literal" else f"{{ {self.kind} = {self.name!r} }}"
@@ -217,18 +220,21 @@ class Secret:
         return f"Secret({self})"
 
     def reveal(self) -> str:
-        """The value itself; `ValueError` says which variable is unset or which file cannot be read."""
+        """The value itself; `PolicyError` says which variable is unset or which file cannot be read."""
         if self.kind == "literal":
             return self.name
         if self.kind == "env":
             found = self.environ.get(self.name)
             if not found:
-                raise ValueError(f"the environment variable {self.name} is not set")
+                raise self._missing(f"the environment variable {self.name} is not set")
             return found
         try:
             return Path(self.name).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"the file {self.name} cannot be read: {error}") from None
+            raise self._missing(f"the file {self.name} cannot be read: {error}") from None
+
+    def _missing(self, why: str) -> PolicyError:
+        return PolicyError("policy", [Problem(self.path, why)])
 
 
 class FromEnvironment(str):
@@ -237,7 +243,7 @@ class FromEnvironment(str):
     __slots__ = ()
 
 
-def parse_secret(value: object, environ: Mapping[str, str] | None = None) -> Secret:
+def parse_secret(value: object, environ: Mapping[str, str] | None = None, *, path: str = "") -> Secret:
     """A `Secret` of a reference, or of a text that holds no password."""
     environ = os.environ if environ is None else environ
     if isinstance(value, Secret):
@@ -248,11 +254,11 @@ def parse_secret(value: object, environ: Mapping[str, str] | None = None) -> Sec
                 "the value (not shown) holds a password, which does not belong into a policy file; "
                 'write { env = "NAME" } or { file = "/path" }'
             )
-        return Secret("literal", str(value), environ)
+        return Secret("literal", str(value), environ, path)
     if isinstance(value, Mapping) and len(value) == 1:
         kind, name = next(iter(value.items()))
         if kind in ("env", "file") and isinstance(name, str) and name:
-            return Secret(cast(Literal["env", "file"], kind), name, environ)
+            return Secret(cast(Literal["env", "file"], kind), name, environ, path)
     raise ValueError('is neither a text nor a reference; write { env = "NAME" } or { file = "/path" }')
 
 

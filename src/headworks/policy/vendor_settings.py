@@ -66,7 +66,7 @@ class VendorSettings(Section):
     profile: str = "generic"
     """What is known about how the vendor enforces, charges and answers."""
     account: Name = "main"
-    """Whose quota this is: services that name the same account on one store share it."""
+    """Whose quota this is: services that name the same vendor and account on one store share it."""
     share: Annotated[float, Ratio()] = 1.0
     """The part of the account's quota that is this service's."""
     slots: Annotated[int, Whole(1, 10_000)] = 50

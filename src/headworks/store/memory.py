@@ -76,7 +76,7 @@ class MemoryStore:
         self._clock = clock or loop_clock
         self._levels: _Shelf[bucket.Level] = _Shelf(bucket.IDLE)
         self._logs: _Shelf[window.Log] = _Shelf(window.EMPTY)
-        self._gates: _Shelf[BreakerState] = _Shelf(breaker.CLOSED)
+        self._gates: _Shelf[BreakerState] = _Shelf(BreakerState())
         self._demand: dict[str, dict[str, tuple[int, int]]] = {}
         self._leases: dict[str, dict[str, int]] = {}
         self._questions = self._reports = 0
@@ -94,9 +94,9 @@ class MemoryStore:
         now = self._clock()
         demand = self._demanded(question, now)
         gate = question.gate
-        state, blocked, wait, probe = breaker.CLOSED, None, 0, 0
+        state, blocked, wait, probe = BreakerState(), None, 0, 0
         if gate is not None:
-            state = self._gates.get(gate.key, now)
+            state = self._gate(gate, now)
             _, blocked, wait, probe = breaker.admit(state, gate.rules, now)
             if blocked is not None:
                 epoch = state.epoch
@@ -150,7 +150,6 @@ class MemoryStore:
             remaining=left,
             reset=(clears - now) / SECOND,
             retry_after=NEVER if time == NEVER_US else (time - now) / SECOND,
-            clears_us=clears,
         )
 
     def _demanded(self, question: Question, now: int) -> float:
@@ -165,13 +164,17 @@ class MemoryStore:
         return sum(units for units, _ in pods.values()) / 1000
 
     async def report(self, report: Report) -> Standing:
+        return self.report_nowait(report)
+
+    def report_nowait(self, report: Report) -> Standing:
+        """Take in one report without waiting for anything."""
         self._reports += 1
         now = self._clock()
         for correction in report.corrections:
             self._correct(correction, now)
         if report.gate is None:
             return Standing()
-        state = self._gates.get(report.gate.key, now)
+        state = self._gate(report.gate, now)
         cool_down = round(report.cool_down * SECOND)
         told = breaker.record(
             state,
@@ -189,13 +192,20 @@ class MemoryStore:
 
     def _correct(self, correction: Correction, now: int) -> None:
         key, shape = correction.key, correction.shape
-        change = (correction.units, correction.at_us, correction.clears_us, now)
+        change = (correction.units, correction.at_us, now)
         if isinstance(shape, Bucket):
             level = bucket.correct(self._levels.get(key, now), shape, *change)
             self._levels.put(key, level, bucket.clears(level, shape, now), now)
         else:
             log = window.correct(self._logs.get(key, now), shape, *change)
             self._logs.put(key, log, window.clears(log, shape, now), now)
+
+    def _gate(self, gate: Gate, now: int) -> BreakerState:
+        state = self._gates.get(gate.key, now)
+        if not state.epoch:
+            state = breaker.begun(now)
+            self._keep_gate(gate, state, now)
+        return state
 
     def _keep_gate(self, gate: Gate, state: BreakerState, now: int) -> None:
         self._gates.put(gate.key, state, breaker.forgotten_at(state, gate.rules, now), now)
@@ -217,11 +227,15 @@ class MemoryStore:
 
     async def forget(self, keys: Sequence[str]) -> None:
         for key in keys:
-            self._levels.forget(key)
-            self._logs.forget(key)
-            self._gates.forget(key)
-            self._demand.pop(key, None)
-            self._leases.pop(key, None)
+            self.forget_nowait(key)
+
+    def forget_nowait(self, key: str) -> None:
+        """Forget one key without waiting for anything."""
+        self._levels.forget(key)
+        self._logs.forget(key)
+        self._gates.forget(key)
+        self._demand.pop(key, None)
+        self._leases.pop(key, None)
 
     async def aclose(self) -> None:
         """Nothing to close: the state goes with the object."""

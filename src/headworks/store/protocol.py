@@ -70,17 +70,14 @@ class Correction:
 
     at_us is `Verdict.at_us` of the booking that paid. What is charged on top voids no booking and
     may pass the limit; later questions wait until it is paid. What is given back returns to the
-    sub-bucket it came from, and is forgotten if that is gone.
-
-    clears_us is `LimitState.clears_us` of that verdict. Only a bucket needs it, to know how much of
-    what is given back later spendings have not overtaken; 0 gives back less, never too much.
+    sub-bucket it came from, and is forgotten if that is gone; a bucket takes back only what later
+    spendings have not overtaken.
     """
 
     key: str
     shape: Shape
     units: int
     at_us: int
-    clears_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ class ValkeyStore:
         arguments: list[Argument] = [len(report.corrections)]
         for c in report.corrections:
             kind = "b" if isinstance(c.shape, Bucket) else "w"
-            arguments += [kind, *_numbers(c.shape), c.units, c.at_us, c.clears_us]
+            arguments += [kind, *_numbers(c.shape), c.units, c.at_us]
         if report.gate is not None:
             keys.append(f"{PREFIX}g:{report.gate.key}")
             ending = _ENDINGS[report.ending]
@@ -120,10 +120,6 @@ class ValkeyStore:
     async def forget(self, keys: Sequence[str]) -> None:
         for key in keys:  # one by one: in a cluster they may live on different nodes
             await self._trip(self._client.delete, *(f"{PREFIX}{kind}:{key}" for kind in "bwgdl"))
-
-    async def ping(self) -> None:
-        """Nothing, if the server answers; raises `StoreDown` otherwise."""
-        await self._trip(self._client.ping)
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -193,7 +189,6 @@ def _read(question: Question, parts: list[int]) -> Verdict:
             remaining=parts[i + 1],
             reset=(parts[i + 2] - now) / SECOND,
             retry_after=_seconds(parts[i + 3]),
-            clears_us=parts[i + 2],
         )
         for ask, i in zip(question.asks, range(_PER_GATE, len(parts), _PER_LIMIT), strict=False)
     )

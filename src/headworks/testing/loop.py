@@ -2,9 +2,10 @@
 
 When every task is waiting, the clock jumps to the next timer, so an hour of backoff takes
 milliseconds and `loop.time()` is exact. Everything asyncio moves with it: sleeps, timeouts, and
-third-party code that uses them. Sockets and threads live in real time: they are served before time
-jumps only if they are ready at once, so a timeout around them strikes immediately. Tests that need
-them belong on a real loop. With no timer set, other threads get a second to wake the loop.
+third-party code that uses them. While work runs in a thread (`run_in_executor`, `anyio.to_thread`) the
+clock stands still until it is done. Sockets live in real time: they are served before time jumps only
+if they are ready at once, so a timeout around them strikes immediately. Tests that need them belong on
+a real loop.
 """
 
 from __future__ import annotations
@@ -16,11 +17,17 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from anyio import CapacityLimiter, to_thread
+
 T = TypeVar("T")
 
 
-THREADS = 1.0
-"""Real seconds that other threads, where there are any, get before everything counts as stalled."""
+THREADS = 10.0
+"""Real seconds that work in threads may take before time passes without it."""
+
+ENDING = 1.0
+"""Real seconds that threads of which nothing is known, such as an executor's on its way out, may take
+to wake the loop when no timer ever will."""
 
 
 class Stalled(RuntimeError):
@@ -36,8 +43,10 @@ class _JumpingSelector(selectors.DefaultSelector):
         ready = super().select(0)
         if ready or (timeout is not None and timeout <= 0):
             return ready
+        if self.loop.threads_at_work() and (woken := super().select(THREADS)):
+            return woken
         if timeout is None:
-            if threading.active_count() > 1 and (woken := super().select(THREADS)):
+            if threading.active_count() > 1 and (woken := super().select(ENDING)):
                 return woken
             raise Stalled("deadlock: every task waits, and no timer is set")
         self.loop.advance(timeout)
@@ -49,6 +58,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def __init__(self, start: float = 1000.0) -> None:
         self._now = start
+        self._executing = 0
+        self._threads: CapacityLimiter | None = None
         selector = _JumpingSelector()
         selector.loop = self
         super().__init__(selector)
@@ -56,6 +67,26 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._now
+
+    def threads_at_work(self) -> bool:
+        """Whether anything runs in a thread for this loop."""
+        return self._executing > 0 or (self._threads is not None and self._threads.borrowed_tokens > 0)
+
+    def run_in_executor(  # type: ignore[override]  # typeshed ties func's arguments to args
+        self, executor: Any, func: Any, *args: Any
+    ) -> asyncio.Future[Any]:
+        future = super().run_in_executor(executor, func, *args)
+        self._executing += 1
+        future.add_done_callback(self._executed)
+        return future
+
+    def _executed(self, _: asyncio.Future[Any]) -> None:
+        self._executing -= 1
+
+    async def main(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work`, knowing of anyio's threads, whose limiter can only be had inside a task."""
+        self._threads = to_thread.current_default_thread_limiter()
+        return await work
 
     def advance(self, seconds: float) -> None:
         """Move the clock forward; timers due by then run in the next turn."""
@@ -74,5 +105,6 @@ def run(main: Coroutine[Any, Any, T], *, start: float = 1000.0) -> T:
 
     Raises `Stalled` when everything waits for something that no timer will bring.
     """
-    with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(start)) as runner:
-        return runner.run(main)
+    loop = VirtualTimeLoop(start)
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        return runner.run(loop.main(main))

@@ -293,9 +293,8 @@ class Dispatcher:
     async def _ask(self, cost: dict[str, int], waiter: Waiter[Place]) -> tuple[Verdict, Payment]:
         """One question about this cost, on behalf of the line; learn from whatever it brings."""
         loop = asyncio.get_running_loop()
-        asks = self._quota.asks(cost)
         question = Question(
-            asks=asks,
+            asks=self._quota.asks(cost),
             horizon=self._quota.horizon,
             gate=self._shared_gate,
             pod=self._pod,
@@ -314,7 +313,7 @@ class Dispatcher:
             self._refuse(waiter, VendorQuota(f"{detail}: {cost}", limit=self.vendor))
         else:
             self._refused(cost, verdict.retry_after, now)
-        return verdict, Payment.of(cost, asks, verdict)
+        return verdict, Payment(cost, verdict.at_us)
 
     def _refused(self, cost: dict[str, int], wait: float, now: float) -> None:
         """No send time within the horizon: who cannot wait that long goes, the others ask again then.

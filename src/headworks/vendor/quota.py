@@ -17,7 +17,6 @@ from headworks.policy.profiles import Profile
 from headworks.policy.settings import VendorSettings
 from headworks.policy.units import Rate
 from headworks.store.protocol import Ask, Correction
-from headworks.verdict import Verdict
 
 Cost = Mapping[str, int]
 """Units by dimension: "requests", "tokens", "input_tokens", "output_tokens"."""
@@ -39,17 +38,10 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """What one question consumed: the cost, when for, and when each key's limit clears (store's µs)."""
+    """What one question consumed: the cost, and when for, on the store's clock."""
 
     cost: dict[str, int]
     at_us: int
-    clears: dict[str, int]
-
-    @classmethod
-    def of(cls, cost: dict[str, int], asks: tuple[Ask, ...], verdict: Verdict) -> Payment:
-        """The payment that an allowing verdict confirms."""
-        pairs = zip(asks, verdict.limits, strict=False)
-        return cls(cost, verdict.at_us, {ask.key: state.clears_us for ask, state in pairs})
 
 
 class Quota:
@@ -85,9 +77,7 @@ class Quota:
     def corrections(self, delta: Cost, paid: Payment) -> tuple[Correction, ...]:
         """What to settle when a payment turned out `delta` too low (or, negative, too high)."""
         return tuple(
-            Correction(
-                limit.key, limit.shape, delta[limit.unit], paid.at_us, paid.clears.get(limit.key, 0)
-            )
+            Correction(limit.key, limit.shape, delta[limit.unit], paid.at_us)
             for limit in self._limits
             if delta.get(limit.unit, 0) != 0
         )

@@ -96,7 +96,9 @@ class LoadRun:
 
     def stop(self) -> None:
         """End the run early; `run` then returns the report of what has been counted."""
-        if self._sending is not None:
+        if self._sending is None:
+            self._seconds = 0.0  # it has not begun to send, and will not
+        else:
             self._sending.cancel()
 
     def report(self) -> Report:

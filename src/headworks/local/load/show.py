@@ -41,9 +41,8 @@ def live(report: Report, duration: float) -> RenderableType:
         ProgressBar(total=duration, completed=min(report.seconds, duration), width=30),
         Text(f"{min(report.seconds, duration):.0f} of {duration:.0f} s"),
     )
-    return (
-        Group(head, crowds(report), vendors(report)) if report.vendors else Group(head, crowds(report))
-    )
+    parts = [head, crowds(report), decisions(report)]
+    return Group(*parts, vendors(report)) if report.vendors else Group(*parts)
 
 
 def closing(report: Report) -> RenderableType:
@@ -126,27 +125,20 @@ def vendors(report: Report) -> Table:
     """The vendors' own count."""
     table = _table("What the vendors counted")
     table.add_column("vendor", no_wrap=True)
-    for name in (
-        "accepted",
-        "rejected",
-        "failed",
-        "most in flight",
-        "streams closed early",
-        "quota used",
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("accepted", "rejected", "failed", "at once", "streams cut", "quota used"):
+        table.add_column(name, justify="right")
     for vendor in report.vendors:
         if not vendor.answered:
-            table.add_row(vendor.name, Text("its /stats cannot be read", style="red"))
+            table.add_row(vendor.name, Text("unknown", style="red"))
             continue
-        why = ", ".join(f"{count} {reason}" for reason, count in vendor.rejected.items())
+        why = "\n".join(f"{count} {reason}" for reason, count in vendor.rejected.items())
         table.add_row(
-            vendor.name + (f" (restarted {vendor.restarts}×)" if vendor.restarts else ""),
+            vendor.name + (f"\nrestarted {vendor.restarts}×" if vendor.restarts else ""),
             str(vendor.accepted),
             Text(why or "0", style="bold red" if why else "green"),
             str(vendor.failed),
             str(vendor.highest_in_flight),
             str(vendor.streams_closed_early),
-            ", ".join(f"{used:.1%} {limit}" for limit, used in vendor.utilisation.items()) or "–",
+            "\n".join(f"{used:.1%} {limit}" for limit, used in vendor.utilisation.items()) or "–",
         )
     return table

@@ -77,7 +77,7 @@ local function decide(q, now, margin)
   local s, probe, epoch = nil, 0, 0
   if q.gate then
     local blocked, wait
-    s = gate.read(q.gate)
+    s = gate.read(q.gate, q.rules, now, margin)
     epoch = s.epoch
     blocked, wait, probe = gate.admit(s, q.rules, now)
     if blocked > 0 then return answer(q, now, 0, 0, wait, epoch, blocked, 0) end

@@ -14,10 +14,28 @@ local REMEMBERED = 3600000000
 
 local gate = {}
 
-function gate.read(key)
+function gate.write(key, s, r, now, margin)
+  local v = {s.epoch, s.open, s.cool, s.successes, s.numbered, #s.counts}
+  local forgotten = max(now + r[3], s.cool, s.open)
+  for _, count in ipairs(s.counts) do
+    for part = 1, 3 do table.insert(v, count[part]) end
+  end
+  for _, probe in ipairs(s.probes) do
+    table.insert(v, probe[1])
+    table.insert(v, probe[2])
+    forgotten = max(forgotten, probe[2])
+  end
+  keep(key, cmsgpack.pack(unpack(v)), forgotten + REMEMBERED, now, margin)
+end
+
+function gate.read(key, r, now, margin)
   local raw = redis.call('GET', key)
-  local s = {epoch = 0, open = 0, cool = 0, successes = 0, numbered = 0, counts = {}, probes = {}}
-  if not raw then return s end
+  local s = {open = 0, cool = 0, successes = 0, numbered = 0, counts = {}, probes = {}}
+  if not raw then
+    s.epoch = floor(now / 1000)
+    gate.write(key, s, r, now, margin)
+    return s
+  end
   local v = {cmsgpack.unpack(raw)}
   s.epoch, s.open, s.cool, s.successes, s.numbered = v[1], v[2], v[3], v[4], v[5]
   local i = 7
@@ -30,21 +48,6 @@ function gate.read(key)
     i = i + 2
   end
   return s
-end
-
-function gate.write(key, s, r, now, margin)
-  local v = {s.epoch, s.open, s.cool, s.successes, s.numbered, #s.counts}
-  local forgotten = max(now + r[3], s.cool, s.open)
-  for _, count in ipairs(s.counts) do
-    for part = 1, 3 do table.insert(v, count[part]) end
-  end
-  for _, probe in ipairs(s.probes) do
-    table.insert(v, probe[1])
-    table.insert(v, probe[2])
-    forgotten = max(forgotten, probe[2])
-  end
-  if s.epoch > 0 then forgotten = forgotten + REMEMBERED end
-  keep(key, cmsgpack.pack(unpack(v)), forgotten, now, margin)
 end
 
 local function under_way(s, now, except)

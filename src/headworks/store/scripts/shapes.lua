@@ -77,19 +77,17 @@ function bucket.clears(s, p, t)
   return max(t, s.tat + (s.rem > 0 and 1 or 0))
 end
 
-function bucket.correct(s, p, units, at, clears, now)
+function bucket.correct(s, p, units, at, now)
   local last = max(s.last, at)
   if units >= 0 then
     if units > 0 then bucket.spend(s, p, units, now) end
     s.last = last
   elseif s.tat >= now then
-    local back = -units * p[1]
-    if s.last > at then
-      local own = at + floor(back / p[2])
-      back = min(back, max(0, max(clears, own) - s.last) * p[2])
+    local back = -units * p[1] - max(0, s.last - at) * p[2]
+    if back > 0 then
+      local tat, rem = base(s, p, now)
+      move(s, tat, rem - back, p)
     end
-    local tat, rem = base(s, p, now)
-    move(s, tat, rem - back, p)
   end
 end
 
@@ -163,7 +161,7 @@ function window.clears(log, p, t)
   return max(t, log[#log - 1] + p[2])
 end
 
-function window.correct(log, p, units, at, clears, now)
+function window.correct(log, p, units, at, now)
   drop(log, p, now)
   local sub_bucket = end_of(p, at)
   if sub_bucket <= now - p[2] then return end

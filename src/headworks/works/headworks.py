@@ -1,6 +1,6 @@
 """Builds every layer from the policy and installs them on an application.
 
-The order of the way in is the order of this file's `_stack`: probes, admission, whatever middleware
+The order of the way in is the order of `Headworks._stack`: probes, admission, whatever middleware
 the application has, fairness, the application. Everything lives on the `Headworks` object, so that
 several can live in one process.
 """
@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import httpx2
 from starlette.applications import Starlette
@@ -26,27 +26,23 @@ from starlette.types import ASGIApp
 from headworks import fairness
 from headworks.admission import AdmissionGate, Slots
 from headworks.cleanup import Reaper
-from headworks.current import Criticality
 from headworks.fairness import Fairness, FairnessGate, Limits, Routes
 from headworks.health import Health, Probes, Termination
-from headworks.identity import Identifier, Rank, Resolver
+from headworks.identity import Resolver
+from headworks.limits.shapes import Window
 from headworks.policy.load import load
 from headworks.policy.profiles import profile_named
 from headworks.policy.settings import CLEANUP, Policy
-from headworks.store.memory import MemoryStore
-from headworks.store.protocol import Store
-from headworks.telemetry import Changed, Sink, Telemetry
+from headworks.store.ladder import FAILURES
+from headworks.store.protocol import Ask, Question, Store
+from headworks.telemetry import Sink, Telemetry
 from headworks.telemetry.prometheus import PrometheusSink
 from headworks.vendor import Vendor
+from headworks.works.build import identifier_of, permit_of, store_of
 
 log = logging.getLogger("headworks")
 
 App = TypeVar("App", bound=Starlette)
-
-LEAVING: Final = 0.3
-"""The part of all pods that may be away for load at once."""
-LEASE: Final = 10.0
-"""Seconds after which the leave-permit of a pod that died is free again."""
 
 
 class Headworks:
@@ -82,8 +78,8 @@ class Headworks:
         self._metrics = PrometheusSink()
         self.telemetry = Telemetry(self._metrics, *sinks)
         self._reaper = Reaper()
-        self._store = _store_of(policy, self.telemetry, rng) if store is None else store
-        self._identifier = _identifier_of(policy, resolve, self.telemetry)
+        self._store = store_of(policy, self.telemetry, rng) if store is None else store
+        self._identifier = identifier_of(policy, resolve, self.telemetry)
         self._slots = Slots(policy.admission.max_in_flight, rng=rng)
         self._limits = Limits(policy.fairness, service=policy.service.name)
         self._fairness = Fairness(
@@ -96,14 +92,29 @@ class Headworks:
         self._health = Health(
             policy.health,
             full_for=lambda: self._slots.statistics().full_for,
-            permit=_permit_of(policy, self._store, self.pod),
+            permit=permit_of(policy, self._store, self.pod),
             facts=self._facts,
             telemetry=self.telemetry,
             rng=rng,
         )
         self.telemetry.add(self._health)
         self._termination = Termination(delay=policy.health.drain_delay, leaving=self._health.drain)
-        self._vendors = self._build_vendors(transports or {}, rng, now)
+        self._vendors = {
+            name: Vendor(
+                name,
+                settings,
+                profile_named(settings.profile),
+                store=self._store,
+                telemetry=self.telemetry,
+                reaper=self._reaper,
+                pod=self.pod,
+                replicas=policy.deploy.replicas,
+                rng=rng,
+                now=now,
+                transport=(transports or {}).get(name),
+            )
+            for name, settings in policy.vendors.items()
+        }
         self._show_gauges()
         self._app: Starlette | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -156,6 +167,7 @@ class Headworks:
             self._health.start()
             self._watch = asyncio.create_task(self._health.watch(), name="headworks: health")
             self._termination.install()
+            await self._greet_store()
 
     async def stop(self) -> None:
         """End requests, clean-ups, vendors and store, in this order. Done by the lifespan as well."""
@@ -186,6 +198,14 @@ class Headworks:
             running = self._slots.statistics().running
             log.warning("%d requests had not ended when the drain timeout was over", running)
         await self._reaper.drain(CLEANUP)
+
+    async def _greet_store(self) -> None:
+        """Connect before the first request needs it; where nobody answers, start without the store."""
+        peek = Question((Ask("start", f"{{start:{self.policy.service.name}}}", Window.of(1, 1.0), 0),))
+        for _ in range(FAILURES):
+            if not (await self._store.ask(peek)).degraded:
+                return
+        log.warning("the store does not answer: starting without it")
 
     def _stack(self, app: Starlette) -> None:
         """The way in, outermost first: probes, admission, the application's middleware, fairness."""
@@ -225,29 +245,6 @@ class Headworks:
 
         app.router.lifespan_context = lifespan
 
-    def _build_vendors(
-        self,
-        transports: Mapping[str, httpx2.AsyncBaseTransport],
-        rng: random.Random,
-        now: Callable[[], datetime],
-    ) -> dict[str, Vendor]:
-        return {
-            name: Vendor(
-                name,
-                settings,
-                profile_named(settings.profile),
-                store=self._store,
-                telemetry=self.telemetry,
-                reaper=self._reaper,
-                pod=self.pod,
-                replicas=self.policy.deploy.replicas,
-                rng=rng,
-                now=now,
-                transport=transports.get(name),
-            )
-            for name, settings in self.policy.vendors.items()
-        }
-
     def _facts(self) -> dict[str, Any]:
         slots, store = self._slots.statistics(), self._store.statistics()
         return {
@@ -265,53 +262,3 @@ class Headworks:
         gauge("ready", "Whether the pod asks for traffic", lambda: float(self._health.ready))
         gauge("store_up", "Whether the shared store decides", lambda: float(store().up))
         gauge("store_degraded_decisions", "Decided without the store", lambda: store().degraded)
-
-
-class _LeavePermit:
-    """One of the places in which pods may be away for load: a lease in the shared store."""
-
-    def __init__(self, store: Store, key: str, holder: str, limit: int) -> None:
-        self._store, self._key, self._holder, self._limit = store, key, holder, limit
-
-    async def hold(self) -> bool:
-        return await self._store.lease(self._key, holder=self._holder, limit=self._limit, ttl=LEASE)
-
-    async def give_back(self) -> None:
-        await self._store.release(self._key, holder=self._holder)
-
-
-def _store_of(policy: Policy, telemetry: Telemetry, rng: random.Random) -> Store:
-    """What the policy names, with a ladder to stand on when it is away; else this process's memory."""
-    if policy.store is None:
-        return MemoryStore()
-    raise NotImplementedError
-
-
-def _permit_of(policy: Policy, store: Store, pod: str) -> _LeavePermit | None:
-    places = int(LEAVING * policy.deploy.replicas)
-    if policy.store is None or places < 1:
-        return None
-    return _LeavePermit(store, f"{{health:{policy.service.name}}}:leave", pod, places)
-
-
-def _identifier_of(policy: Policy, resolve: Resolver | None, telemetry: Telemetry) -> Identifier:
-    settings = policy.fairness
-
-    def warn(sentence: str) -> None:
-        log.warning("%s", sentence)
-        telemetry.emit(Changed("resolver", "failing", sentence))
-
-    return Identifier(
-        header=settings.identity_header,
-        tiers={
-            name: Rank(Criticality.of(tier.criticality), tier.weight)
-            for name, tier in settings.tiers.items()
-        },
-        default_tier=settings.default_tier,
-        keys=settings.keys,
-        resolve=resolve,
-        trust=policy.service.trust,
-        ttl=settings.cache_ttl,
-        size=settings.cache_size,
-        warn=warn,
-    )

@@ -1,0 +1,245 @@
+"""The store behind a hard deadline: when it is slow or gone, decisions are made without it.
+
+    up    every question goes to the shared store and has `decision_timeout` seconds. One that fails
+          is decided by this process alone; after three failures in a row the store counts as down.
+    down  every question is decided by this process at once. One task at a time looks, with growing
+          pauses, whether the store answers again.
+
+A deadline that comes due late, because the event loop was held up, looks once more whether the answer
+has arrived meanwhile; if not, that says nothing about the store.
+
+Deciding alone means, by `when_down`: "share", this process's part of every limit (`LocalShare`);
+"open", yes to everything that the local breaker lets through; "closed", no to everything. Nothing but
+cancellation ever leaves `ask`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Literal
+
+from headworks.store.protocol import Question, Report, Standing, Store, StoreDown, StoreStatistics
+from headworks.store.share import LocalShare
+from headworks.verdict import Verdict
+
+log = logging.getLogger("headworks")
+
+WhenDown = Literal["share", "open", "closed"]
+OnChange = Callable[[str, str], None]
+
+FAILURES = 3
+"""Failures in a row after which the store counts as down."""
+LAG = 0.005
+"""Seconds by which a timer must be late for the event loop to have been held up."""
+LOOK_AGAIN = 0.01
+"""Seconds to look once more whether the answer has arrived."""
+PAUSES = (0.1, 1.0)
+"""First and longest pause between looks at a store that is down, seconds; doubled in between."""
+TRIAL_TIMEOUT = 1.0
+"""Seconds for a look: connecting takes longer than deciding."""
+REPORT_TIMEOUT = 1.0
+"""Seconds for a report, which nobody waits for."""
+CLOSED_RETRY = 1.0
+"""`retry_after` of a refusal by "closed"."""
+
+
+class _LoopLag(TimeoutError):
+    """The time was up, but the event loop had been held up: nobody knows who was slow."""
+
+
+class _Deadline:
+    """Like `asyncio.timeout`, but when the timer itself is late, there is a second look."""
+
+    __slots__ = ("_lagged", "_scope", "_seconds", "_timer")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._lagged = seconds, False
+
+    async def __aenter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._seconds, self._due, loop.time() + self._seconds)
+        self._scope = asyncio.timeout(None)
+        await self._scope.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        try:
+            await self._scope.__aexit__(kind, error, traceback)
+        except TimeoutError as late:
+            if self._lagged:
+                raise _LoopLag from late
+            raise
+
+    def _due(self, when: float) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._lagged and loop.time() - when > LAG:
+            self._lagged = True
+            self._timer = loop.call_later(LOOK_AGAIN, self._due, loop.time() + LOOK_AGAIN)
+        else:
+            self._scope.reschedule(loop.time())
+
+
+class LadderStore:
+    """A store that always answers, in time.
+
+    decision_timeout  seconds for one decision, default 0.05
+    when_down         how to decide without the store, default "share"
+    replicas          how many processes share the limits, ≥ 1
+    rng               spreads the looks of many processes over time
+    on_change         told ("up" | "down", why) when the store goes or comes back
+    """
+
+    def __init__(
+        self,
+        inner: Store,
+        *,
+        decision_timeout: float = 0.05,
+        when_down: WhenDown = "share",
+        replicas: int = 1,
+        rng: random.Random,
+        on_change: OnChange | None = None,
+    ) -> None:
+        self._inner, self._timeout, self._when_down = inner, decision_timeout, when_down
+        self._share = LocalShare(replicas)
+        self._rng, self._on_change = rng, on_change
+        self._in_a_row = 0
+        self._trial: asyncio.Task[None] | None = None
+        self._closed = False
+        self._questions = self._reports = self._failures = self._degraded = 0
+
+    @property
+    def up(self) -> bool:
+        """Whether questions are put to the shared store."""
+        return self._trial is None
+
+    async def ask(self, question: Question) -> Verdict:
+        self._questions += 1
+        if self._trial is None:
+            try:
+                async with _Deadline(self._timeout):
+                    verdict = await self._inner.ask(question)
+            except Exception as error:
+                self._failed("decision", error)
+            else:
+                self._in_a_row = 0
+                self._share.heard(question, verdict)
+                return verdict
+        self._degraded += 1
+        return self._alone(question)
+
+    def _alone(self, question: Question) -> Verdict:
+        if self._when_down == "share":
+            return self._share.decide(question)
+        if self._when_down == "open":
+            return self._share.decide(replace(question, asks=()))
+        return Verdict(False, CLOSED_RETRY, degraded=True)
+
+    async def report(self, report: Report) -> Standing:
+        """Tell the store, or the local breaker when it is down. A report that fails is not repeated:
+        it may have been heard, and giving back twice would let too much through."""
+        self._reports += 1
+        if self._trial is None:
+            try:
+                async with _Deadline(REPORT_TIMEOUT):
+                    standing = await self._inner.report(report)
+            except Exception as error:
+                self._failed("report", error)
+            else:
+                self._in_a_row = 0
+                return standing
+        self._degraded += 1
+        return self._share.report(report)
+
+    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> bool:
+        """False also when the store is down: without it nobody knows who holds what."""
+        if self._trial is None:
+            try:
+                async with _Deadline(self._timeout):
+                    return await self._inner.lease(key, holder=holder, limit=limit, ttl=ttl)
+            except Exception as error:
+                self._failed("lease", error)
+        return False
+
+    async def release(self, key: str, *, holder: str) -> None:
+        """A lease that cannot be returned ends by itself."""
+        if self._trial is None:
+            try:
+                async with _Deadline(REPORT_TIMEOUT):
+                    await self._inner.release(key, holder=holder)
+            except Exception as error:
+                self._failed("release", error)
+
+    async def forget(self, keys: Sequence[str]) -> None:
+        """Forget here and in the store. Raises `StoreDown` when the store cannot be told."""
+        self._share.forget(keys)
+        try:
+            async with _Deadline(REPORT_TIMEOUT):
+                await self._inner.forget(keys)
+        except TimeoutError as error:
+            raise StoreDown(f"no answer within {REPORT_TIMEOUT:g} s") from error
+
+    async def aclose(self) -> None:
+        self._closed = True
+        if self._trial is not None:
+            self._trial.cancel()
+            await asyncio.wait((self._trial,))
+        await self._inner.aclose()
+
+    def statistics(self) -> StoreStatistics:
+        inner = self._inner.statistics()
+        return StoreStatistics(
+            inner.kind,
+            questions=self._questions,
+            reports=self._reports,
+            trips=inner.trips,
+            failures=self._failures,
+            degraded=self._degraded,
+            up=self.up,
+        )
+
+    def _failed(self, what: str, error: Exception) -> None:
+        if isinstance(error, _LoopLag):
+            return
+        self._failures += 1
+        self._in_a_row += 1
+        why = str(error) or f"no answer in time ({type(error).__name__})"
+        if not isinstance(error, (StoreDown, TimeoutError)):
+            log.error("the store's %s failed in an unforeseen way", what, exc_info=error)
+        if self._in_a_row >= FAILURES and self._trial is None and not self._closed:
+            self._trial = asyncio.get_running_loop().create_task(self._look(), name="store-trial")
+            self._tell("down", why)
+
+    async def _look(self) -> None:
+        """Look for the store until it answers. Whether it does is a question about nothing."""
+        pause, longest = PAUSES
+        while True:
+            await asyncio.sleep(pause * self._rng.uniform(0.5, 1.0))
+            pause = min(2 * pause, longest)
+            try:
+                async with asyncio.timeout(TRIAL_TIMEOUT):
+                    await self._inner.ask(Question(()))
+                async with _Deadline(self._timeout):  # connected, it must also be quick enough
+                    await self._inner.ask(Question(()))
+                break
+            except (StoreDown, TimeoutError):
+                continue
+            except Exception:
+                log.exception("looking for the store failed in an unforeseen way")
+        self._in_a_row, self._trial = 0, None
+        self._share.end()
+        self._tell("up", "the store answers again")
+
+    def _tell(self, state: str, detail: str) -> None:
+        log.warning("store %s: %s", state, detail)
+        if self._on_change is not None:
+            self._on_change(state, detail)

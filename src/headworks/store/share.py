@@ -1,0 +1,96 @@
+"""One process's part of every limit, while the shared store is away.
+
+With N processes, a limit of L per W becomes L/N per W here, evenly paced and without any burst: a
+cost passes when the ones before it have been paid off at that rate. So k processes that are cut off
+while the others still share the store let at most L·(1 + k/N) through.
+
+Where the last reply of the store left room, the first unit passes at once; a key of which nothing is
+known starts empty and waits for its first unit. Limits without a gate, which are the users', keep at
+least one unit per W however many processes there are.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from headworks.limits.shapes import Bucket
+from headworks.store.memory import MemoryStore
+from headworks.store.protocol import Ask, Question, Report, Standing
+from headworks.verdict import Verdict
+
+REMEMBERED = 10_000
+"""Keys whose last reply is remembered."""
+SEEN = 100_000
+"""Keys met since the store went; beyond this they are met afresh, and start empty again."""
+LATER_THAN_ANY = 2**53
+
+
+class LocalShare:
+    """Decides alone, synchronously.
+
+    replicas  N, how many processes share the limits, ≥ 1
+    """
+
+    def __init__(self, replicas: int) -> None:
+        self._replicas = replicas
+        self._room: OrderedDict[str, bool] = OrderedDict()
+        self._epochs: dict[str, int] = {}
+        self.end()
+
+    def end(self) -> None:
+        """The store is back: what was decided alone is over."""
+        self._store = MemoryStore()
+        self._seen: set[str] = set()
+
+    def heard(self, question: Question, verdict: Verdict) -> None:
+        """Remember what the shared store last said."""
+        if question.gate is not None:
+            self._epochs[question.gate.key] = verdict.epoch
+        for ask, state in zip(question.asks, verdict.limits, strict=False):
+            self._room[ask.key] = state.remaining > 0
+            self._room.move_to_end(ask.key)
+        while len(self._room) > REMEMBERED:
+            self._room.popitem(last=False)
+
+    def decide(self, question: Question) -> Verdict:
+        """The verdict of this process alone."""
+        asks = tuple(self._ours(ask, shared=question.gate is None) for ask in question.asks)
+        verdict = self._store.ask_nowait(replace(question, asks=asks, demand=0.0))
+        shapes = zip(question.asks, verdict.limits, strict=False)
+        limits = tuple(
+            replace(state, limit=ask.shape.limit, window=ask.shape.period_us / 1_000_000)
+            for ask, state in shapes
+        )
+        epoch = self._epochs.get(question.gate.key, 0) if question.gate is not None else 0
+        return replace(verdict, limits=limits, epoch=epoch, degraded=True)
+
+    def _ours(self, ask: Ask, *, shared: bool) -> Ask:
+        shape = ask.shape
+        most = shape.burst if isinstance(shape, Bucket) else shape.limit
+        parts = min(self._replicas, shape.limit) if shared else self._replicas
+        burst = min(max(ask.cost, 1), most)  # whole costs, one after the other
+        ours = replace(ask, shape=Bucket(shape.limit, shape.period_us * parts, burst))
+        if ask.key not in self._seen:
+            if len(self._seen) >= SEEN:
+                self._seen.clear()
+            self._seen.add(ask.key)
+            if not self._room.get(ask.key, False):
+                unit = Ask(ask.name, ask.key, Bucket(shape.limit, shape.period_us * parts, 1))
+                self._store.ask_nowait(Question((unit,)))
+        return ours
+
+    def report(self, report: Report) -> Standing:
+        """Tell the local breaker; costs are not settled alone. Epochs do not move here: the shared
+        store's stay good, and its return must not make them look old."""
+        if report.gate is None:
+            return Standing()
+        told = replace(report, corrections=(), epoch=LATER_THAN_ANY)
+        standing = self._store.report_nowait(told)
+        return replace(standing, epoch=self._epochs.get(report.gate.key, 0))
+
+    def forget(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._room.pop(key, None)
+            self._store.forget_nowait(key)

@@ -1,0 +1,159 @@
+"""`headworks serve`, really run: one pod that starts, serves, and leaves with exit code 0."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from headworks.local.probe import free_ports
+
+pytestmark = pytest.mark.real
+
+POLICY = """
+schema = 1
+[service]
+name = "pod"
+app = "{app}"
+sla = "5s"
+[fairness]
+default_tier = "free"
+tiers.free = {{ rate = "10/min" }}
+"""
+
+APP = """
+import gc, os
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+def facts(request):
+    return JSONResponse({"frozen": gc.get_freeze_count() > 0, "policy": os.environ["HEADWORKS_POLICY"]})
+
+app = Starlette(routes=[Route("/", facts)])
+number = 7
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "pod_app.py").write_text(APP)
+    (tmp_path / "headworks.toml").write_text(POLICY.format(app="pod_app:app"))
+    return tmp_path
+
+
+def command(place: Path, *options: str) -> list[str]:
+    policy = str(place / "headworks.toml")
+    return [
+        sys.executable,
+        "-m",
+        "headworks",
+        "serve",
+        "--policy",
+        policy,
+        "--host",
+        "127.0.0.1",
+        *options,
+    ]
+
+
+@contextmanager
+def pod(place: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A pod that answers, and its answer."""
+    port = free_ports("127.0.0.1", 1, random.Random())[0]
+    with (place / "log").open("wb") as log:
+        process = subprocess.Popen(command(place, "--port", str(port), *options), stderr=log)
+    try:
+        yield process, _answer(port, place / "log")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answer(port: int, log: Path) -> str:
+    ends = time.monotonic() + 20
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as reply:
+                return str(reply.read().decode())
+        except OSError:
+            assert time.monotonic() < ends, log.read_text()
+            time.sleep(0.05)
+
+
+def refused(place: Path, *options: str) -> str:
+    """What the pod says when it cannot start; its exit code must be 2."""
+    result = subprocess.run(
+        command(place, *options), capture_output=True, text=True, timeout=20, check=False
+    )
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_a_pod_serves_the_policys_app_frozen_and_ends_with_0_when_told(place: Path) -> None:
+    with pod(place) as (process, answer):
+        assert '"frozen":true' in answer
+        assert f'"policy":"{place}/headworks.toml"' in answer
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+
+
+def test_freezing_can_be_declined(place: Path) -> None:
+    with pod(place, "--no-gc-freeze") as (process, answer):
+        assert '"frozen":false' in answer
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 0
+
+
+def test_several_workers_are_refused_with_the_reason(place: Path) -> None:
+    assert "one pod is one process" in refused(place, "--workers", "2")
+
+
+def test_a_policy_with_mistakes_is_refused_with_all_of_them(place: Path) -> None:
+    text = POLICY.format(app="pod_app:app").replace('"5s"', '"never"').replace("10/min", "ten")
+    (place / "headworks.toml").write_text(text)
+    said = refused(place)
+    assert "service.sla" in said
+    assert "fairness.tiers.free.rate" in said
+
+
+@pytest.mark.parametrize(
+    ("app", "says"),
+    [
+        ("nowhere:app", "service.app: there is no module nowhere in"),
+        ("pod_app:nothing", "service.app: module pod_app has no attribute nothing"),
+        ("pod_app:number", "service.app: pod_app:number is no ASGI application but a value of type int"),
+        ("broken_app:app", "importing broken_app failed: KeyError: 'BASE' (broken_app.py, line 2)"),
+        (
+            "needy_app:app",
+            "importing needy_app failed: ModuleNotFoundError: No module named 'not_there'",
+        ),
+    ],
+)
+def test_an_app_that_cannot_be_had_is_one_clear_sentence(place: Path, app: str, says: str) -> None:
+    (place / "headworks.toml").write_text(POLICY.format(app=app))
+    (place / "broken_app.py").write_text("import os\nos.environ['BASE']\n")
+    (place / "needy_app.py").write_text("import not_there\n")
+    said = refused(place)
+    assert says in said
+    assert said.count("\n") == 1
+
+
+def test_a_port_in_use_is_one_clear_sentence(place: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = str(held.getsockname()[1])
+        said = refused(place, "--port", port)
+    assert said == (
+        f"headworks: cannot listen on 127.0.0.1:{port}: {os.strerror(98)}; choose another --port\n"
+    )

@@ -1,0 +1,205 @@
+"""When a pod asks for traffic: pressure, permits, holds, and what `/ready` says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from typing import Any
+
+import pytest
+
+from headworks.health import Health, Probes
+from headworks.health.errors import WINDOW, ErrorRate
+from headworks.policy.settings import HealthSettings
+from headworks.telemetry import Changed, Served, Telemetry
+from headworks.testing.recording import RecordingSink
+
+
+class Permit:
+    """A permit that is to be had or not."""
+
+    def __init__(self, available: bool = True) -> None:
+        self.available, self.held, self.given_back = available, 0, 0
+
+    async def hold(self) -> bool:
+        self.held += 1
+        return self.available
+
+    async def give_back(self) -> None:
+        self.given_back += 1
+
+
+class Pod:
+    """A pod's readiness with its inputs at hand."""
+
+    def __init__(self, permit: Permit | None = None) -> None:
+        self.full_for, self.permit, self.sink = 0.0, permit, RecordingSink()
+        self.health = Health(
+            HealthSettings(saturated_for=10.0, error_rate_high=0.5, min_samples=20),
+            full_for=lambda: self.full_for,
+            permit=permit,
+            facts=lambda: {"pod": "pod-1"},
+            telemetry=Telemetry(self.sink),
+            rng=random.Random(1),
+        )
+
+    def serve(self, count: int, status: int) -> None:
+        for _ in range(count):
+            self.health.record(Served("/x", "GET", status, 0.1))
+
+    def reasons(self) -> list[str]:
+        reasons: list[str] = self.health.report()[1]["reasons"]
+        return reasons
+
+
+async def test_starting_serving_draining() -> None:
+    """Only the middle one is ready; draining does not end."""
+    pod = Pod()
+    assert (pod.health.ready, pod.reasons()) == (False, ["starting"])
+    pod.health.serve()
+    assert (pod.health.ready, pod.reasons()) == (True, [])
+    pod.health.drain()
+    pod.health.serve()
+    assert (pod.health.ready, pod.reasons()) == (False, ["draining"])
+    assert [event.state for event in pod.sink.of(Changed)] == ["serving", "draining"]
+
+
+@pytest.mark.parametrize("permit", [None, Permit(available=False)])
+async def test_a_full_pod_without_a_permit_stays(permit: Permit | None) -> None:
+    """The cascade guard: no permit, or nobody to ask: stay, and say what presses."""
+    pod = Pod(permit)
+    pod.health.serve()
+    pod.full_for = 100.0
+    await pod.health.step()
+    assert pod.health.report() == (
+        True,
+        {"ready": True, "reasons": [], "pressure": "saturated", "pod": "pod-1"},
+    )
+
+
+async def test_a_pod_full_for_long_leaves_with_a_permit_and_returns_when_it_has_eased() -> None:
+    """Not before `saturated_for`; not back before the minimum hold; the permit is given back."""
+    permit = Permit()
+    pod = Pod(permit)
+    pod.health.serve()
+    pod.full_for = 9.9
+    await pod.health.step()
+    assert pod.health.ready
+    pod.full_for = 10.0
+    await pod.health.step()
+    assert pod.reasons() == ["saturated"]
+    pod.full_for = 0.0
+    await pod.health.step()
+    assert not pod.health.ready, "the minimum hold"
+    assert permit.held == 2, "the permit is kept alive meanwhile"
+    await asyncio.sleep(8)
+    await pod.health.step()
+    assert pod.health.ready
+    assert permit.given_back == 1
+
+
+async def test_a_pod_whose_permit_is_lost_returns() -> None:
+    """The store went away: better half a pod than too few."""
+    permit = Permit()
+    pod = Pod(permit)
+    pod.health.serve()
+    pod.full_for = 10.0
+    await pod.health.step()
+    permit.available = False
+    await pod.health.step()
+    assert pod.health.ready
+
+
+async def test_a_pod_that_fails_by_its_own_fault_leaves_and_recovers_below_half() -> None:
+    """A minimum number of answers; hysteresis between leaving and returning."""
+    pod = Pod(Permit())
+    pod.health.serve()
+    pod.serve(19, 500)
+    await pod.health.step()
+    assert pod.health.ready, "too few answers to tell"
+    pod.serve(1, 500)
+    await pod.health.step()
+    assert pod.reasons() == ["failing"]
+    await asyncio.sleep(10)
+    pod.serve(30, 200)  # 40 %: below the threshold, but not well below
+    await pod.health.step()
+    assert pod.reasons() == ["failing"]
+    pod.serve(50, 200)
+    await pod.health.step()
+    assert pod.health.ready
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504, 0])
+async def test_a_vendor_s_outage_is_not_the_pod_s_fault(status: int) -> None:
+    """Refusals and failures of somebody behind us take no pod out."""
+    pod = Pod(Permit())
+    pod.health.serve()
+    pod.serve(1000, status)
+    await pod.health.step()
+    assert pod.health.ready
+
+
+async def test_answers_are_forgotten_after_the_window() -> None:
+    rate = ErrorRate()
+    rate.record(500, 100.0)
+    rate.record(200, 100.5 + WINDOW - 1)
+    assert rate.measure(100.5 + WINDOW - 1) == (0.5, 2)
+    assert rate.measure(101.0 + WINDOW) == (0.0, 1)
+
+
+async def test_the_watch_survives_a_permit_that_cannot_be_asked_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An error is logged, the next look is taken, and the pod stays."""
+
+    class Broken(Permit):
+        async def hold(self) -> bool:
+            self.held += 1
+            raise OSError("store")
+
+    permit = Broken()
+    pod = Pod(permit)
+    pod.health.serve()
+    pod.full_for = 10.0
+    watch = asyncio.create_task(pod.health.watch())
+    await asyncio.sleep(3.5)
+    watch.cancel()
+    assert permit.held == 4
+    assert pod.health.ready
+    assert "could not be looked at" in caplog.text
+
+
+async def probe(pod: Pod, path: str, **scope: Any) -> tuple[int, bytes]:
+    """Status and body of a probe; status 0 when the application was reached."""
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        sent.append({"status": 0})
+        sent.append({"body": b""})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        raise AssertionError("a probe receives nothing")
+
+    probes = Probes(app, health=pod.health, metrics=lambda: ("text/plain", b"numbers"))
+    asked = {"type": "http", "path": path, "method": "GET", "headers": []} | scope
+    await probes(asked, receive, send)
+    return sent[0]["status"], sent[1]["body"]
+
+
+async def test_probes_are_answered_by_exact_path_and_everything_else_passes() -> None:
+    pod = Pod()
+    assert await probe(pod, "/health") == (200, b'{"status":"ok"}')
+    status, body = await probe(pod, "/ready")
+    assert (status, json.loads(body)["reasons"]) == (503, ["starting"])
+    pod.health.serve()
+    assert (await probe(pod, "/ready"))[0] == 200
+    assert await probe(pod, "/metrics") == (200, b"numbers")
+    assert (await probe(pod, "/health", method="POST"))[0] == 405
+    assert (await probe(pod, "/api/health", root_path="/api"))[0] == 200
+    for path in ("/health/", "/healthy", "/HEALTH", "/x/ready", ""):
+        assert (await probe(pod, path))[0] == 0
+    assert (await probe(pod, "/health", type="websocket"))[0] == 0

