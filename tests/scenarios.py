@@ -20,7 +20,7 @@ from starlette.requests import Request
 
 from headworks import Headworks
 from headworks.policy.load import parse
-from headworks.testing.fake_vendor import FakeVendor, Faults
+from headworks.testing.fake_vendor import FakeVendor, Faults, InProcess
 from headworks.testing.fake_vendor.judge import Limit
 from headworks.testing.recording import RecordingSink
 
@@ -100,7 +100,7 @@ async def service(
     works = Headworks(
         parse(table, "scenario", {}),
         resolve=tier_of,
-        transports={"llm": httpx2.ASGITransport(fake)},
+        transports={"llm": InProcess(fake)},
         sinks=[sink],
     )
     app = works.protect(FastAPI())
@@ -177,7 +177,8 @@ async def the_less_critical_are_shed_first() -> None:
         await asyncio.sleep(1)
         free, pro = await asyncio.gather(pod.get("/slow", "free-1"), pod.get("/slow", "pro-1"))
         await asyncio.gather(*filling)
-        assert (free.status_code, free.json()["reason"]) == (503, "load-shed")
+        assert free.status_code == 503
+        assert free.json()["reason"] == "load-shed"
         assert pro.status_code == 200
 
 
@@ -185,7 +186,8 @@ async def a_handler_that_hangs_is_answered_when_the_sla_is_spent() -> None:
     async with service() as pod:
         start = asyncio.get_running_loop().time()
         answer = await pod.get("/hang")
-        assert (answer.status_code, answer.json()["reason"]) == (504, "deadline-exceeded")
+        assert answer.status_code == 504
+        assert answer.json()["reason"] == "deadline-exceeded"
         assert asyncio.get_running_loop().time() - start <= 60.1
 
 
@@ -259,16 +261,16 @@ async def the_vendors_quota_is_used_up_and_never_exceeded() -> None:
 async def a_flooder_in_the_line_starves_nobody() -> None:
     roomy = {**POLICY["admission"], "max_in_flight": 500}
     async with service(vendor={"quota": ["120/min"]}, admission=roomy) as pod:
-        answers = await flood(pod, {"pro-flooder": 0.02, "pro-polite": 2.0}, 60)
-        assert answers["pro-polite"][200] >= 28
+        answers = await flood(pod, {"pro-flooder": 0.05, "pro-polite": 2.0}, 40)
+        assert answers["pro-polite"][200] >= 19
 
 
 async def the_critical_overtake_in_the_line() -> None:
     roomy = {**POLICY["admission"], "max_in_flight": 500}
     async with service(vendor={"quota": ["120/min"]}, admission=roomy) as pod:
         await pod.get("/quick", "enterprise-1")
-        flooders = {f"pro-{n}": 0.2 for n in range(10)}
-        answers = await flood(pod, {**flooders, "enterprise-1": 0.7}, 60)
+        flooders = {f"pro-{n}": 0.4 for n in range(10)}
+        answers = await flood(pod, {**flooders, "enterprise-1": 0.7}, 30)
         assert answers["enterprise-1"][200] >= 0.95 * sum(answers["enterprise-1"].values())
 
 

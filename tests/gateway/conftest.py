@@ -26,7 +26,7 @@ class Pod:
         self.name, self.address = name, nginx.Address(LOOPBACK, port)
         self.ready = True
         self.breaks = False
-        self.gate = asyncio.Event()
+        self.gate, self.last = asyncio.Event(), asyncio.Event()
         self.gate.set()
         self.requests: list[tuple[str, dict[str, str]]] = []
         self._server: asyncio.Server | None = None
@@ -70,7 +70,9 @@ class Pod:
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
             writer.write(b"Transfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n")
             await self.gate.wait()
-            writer.write(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n")
+            writer.write(b"9\r\ndata: 2\n\n\r\n")
+            await self.last.wait()
+            writer.write(b"0\r\n\r\n")
             return True
         await self.gate.wait()
         writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(self.name)}\r\n\r\n{self.name}".encode())

@@ -218,7 +218,8 @@ async def test_chunks_pass_as_they_come(open_edge: Any) -> None:
             chunks = answer.aiter_bytes()
             assert await anext(chunks) == b"data: 1\n\n", "before the pod has sent the rest"
             edge.pods[0].gate.set()
-            assert await anext(chunks) == b"data: 2\n\n"
+            assert await anext(chunks) == b"data: 2\n\n", "before the pod has ended it"
+            edge.pods[0].last.set()
 
 
 async def test_the_gateways_own_health_counts_its_ready_pods(open_edge: Any) -> None:

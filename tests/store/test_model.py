@@ -141,7 +141,7 @@ def test_both_stores_answer_verdict_for_verdict_the_same(server: Any, history: l
             await _replay([MemoryStore(clock), valkey], history, clock)
         finally:
             await valkey.aclose()
-        for key in server.client.keys():
+        for key in server.client.scan_iter():
             assert server.client.pttl(key) >= 1, "every key has a time to live"
 
     asyncio.run(replay())

@@ -247,7 +247,7 @@ def _pods_location(policy: Policy) -> list[str]:
         f"    proxy_next_upstream_tries {TRIES};",
         f"    proxy_next_upstream_timeout {wait};",
         "    # Chunks go out as they come: an event stream must not wait for a full buffer.",
-        "    proxy_buffering on;",
+        "    proxy_buffering off;",
         "    proxy_buffer_size 16k;",
         "    proxy_buffers 4 16k;",
         "}",

@@ -91,15 +91,7 @@ class Vendor:
         self._gate = GateCache(name, telemetry)
         smoothing = settings.smoothing
         smoother = Smoother(smoothing.period / smoothing.amount if smoothing else 0.0)
-        breaker = settings.breaker
-        rules = BreakerRules(
-            failure_ratio=breaker.failure_ratio,
-            min_calls=breaker.min_calls,
-            window_us=round(breaker.window * 1e6),
-            open_us=round(breaker.open_for * 1e6),
-            probes=breaker.probes,
-            probe_us=round((settings.call_timeout + PROBE) * 1e6),
-        )
+        rules = _rules(settings)
         self._lanes = {
             model: Dispatcher(
                 name,
@@ -119,28 +111,20 @@ class Vendor:
             )
             for model in ("", *settings.models)
         }
-        self._pipeline = Pipeline(
+        pipeline = self._pipeline = Pipeline(
             name,
             lanes=self._lanes,
             retry=Retry(settings.attempts, rng),
             call_timeout=settings.call_timeout,
             telemetry=telemetry,
         )
-        timeouts = httpx2.Timeout(
-            connect=settings.timeouts.connect,
-            pool=settings.timeouts.pool,
-            write=settings.timeouts.write,
-            read=settings.timeouts.read,
-        )
-        limits = httpx2.Limits(
-            max_connections=settings.connections.max,
-            max_keepalive_connections=settings.connections.keepalive,
-        )
-        engine = httpx2.AsyncClient(limits=limits, timeout=timeouts, transport=transport)
+        timeout = httpx2.Timeout(**settings.timeouts.model_dump())
+        pool = settings.connections
+        limits = httpx2.Limits(max_connections=pool.max, max_keepalive_connections=pool.keepalive)
+        engine = httpx2.AsyncClient(limits=limits, timeout=timeout, transport=transport)
+        admitting = VendorTransport(name, settings, profile, pipeline, engine=engine, now=now)
         self.client = httpx2.AsyncClient(
-            base_url=settings.base_url,
-            timeout=timeouts,
-            transport=VendorTransport(name, settings, profile, self._pipeline, engine=engine, now=now),
+            base_url=settings.base_url, timeout=timeout, transport=admitting
         )
 
     @asynccontextmanager
@@ -175,3 +159,15 @@ class Vendor:
         for lane in self._lanes.values():
             await lane.aclose()
         await self.client.aclose()
+
+
+def _rules(settings: VendorSettings) -> BreakerRules:
+    breaker = settings.breaker
+    return BreakerRules(
+        failure_ratio=breaker.failure_ratio,
+        min_calls=breaker.min_calls,
+        window_us=round(breaker.window * 1e6),
+        open_us=round(breaker.open_for * 1e6),
+        probes=breaker.probes,
+        probe_us=round((settings.call_timeout + PROBE) * 1e6),
+    )

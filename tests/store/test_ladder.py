@@ -1,0 +1,294 @@
+"""The ladder in virtual time, over a store that fails as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from headworks.limits.breaker import BreakerRules, Ending
+from headworks.limits.shapes import Bucket, Window
+from headworks.store.ladder import FAILURES, LadderStore
+from headworks.store.memory import MemoryStore
+from headworks.store.protocol import Ask, Correction, Gate, Question, Report, Standing, StoreDown
+from headworks.verdict import Blocked, Verdict
+
+GATE = Gate("g", BreakerRules(0.5, 4, 10_000_000, 60_000_000, 2, 5_000_000))
+TEN = Window.of(10, 60)
+
+
+class Moody(MemoryStore):
+    """Answers, after `delay` seconds; raises `error` instead where there is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.delay, self.error, self.asked = 0.0, None, 0
+        self.before: Callable[[], None] = lambda: None
+
+    async def _mood(self) -> None:
+        self.asked += 1
+        self.before()
+        if self.delay:
+            await asyncio.sleep(self.delay)
+        if self.error:
+            raise self.error
+
+    async def ask(self, question: Question) -> Verdict:
+        await self._mood()
+        return self.ask_nowait(question)
+
+    async def report(self, report: Report) -> Standing:
+        await self._mood()
+        return self.report_nowait(report)
+
+    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> bool:
+        await self._mood()
+        return await super().lease(key, holder=holder, limit=limit, ttl=ttl)
+
+    async def release(self, key: str, *, holder: str) -> None:
+        await self._mood()
+        await super().release(key, holder=holder)
+
+
+def ladder(inner: Moody, **more: Any) -> LadderStore:
+    return LadderStore(inner, rng=random.Random(1), **more)
+
+
+def one(key: str = "k", shape: Any = TEN, cost: int = 1, **more: Any) -> Question:
+    return Question((Ask("limit", key, shape, cost),), **more)
+
+
+async def _down(store: LadderStore, inner: Moody, error: Exception | None = None) -> None:
+    inner.error = error or StoreDown("gone")
+    for _ in range(FAILURES):
+        await store.ask(Question(()))
+    assert not store.up
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def test_a_healthy_store_decides() -> None:
+    inner = Moody()
+    store = ladder(inner)
+    verdict = await store.ask(one())
+    assert (verdict.allowed, verdict.degraded, store.up) == (True, False, True)
+    assert verdict.limits[0].remaining == 9
+    await store.aclose()
+
+
+async def test_a_slow_store_costs_the_decision_timeout_and_no_more() -> None:
+    inner = Moody()
+    inner.delay = 5
+    store, started = ladder(inner), now()
+    verdict = await store.ask(one())
+    assert now() - started == pytest.approx(0.05)
+    assert verdict.degraded
+    await store.aclose()
+
+
+@pytest.mark.parametrize("error", [StoreDown("gone"), RuntimeError("a bug"), OSError("no route")])
+async def test_no_failure_ever_leaves_it(error: Exception) -> None:
+    inner = Moody()
+    inner.error = error
+    store = ladder(inner)
+    for _ in range(5):
+        assert (await store.ask(one())).degraded
+        assert await store.report(Report(gate=GATE, ending=Ending.OK)) == Standing()
+        assert not await store.lease("l", holder="a", limit=1, ttl=1)
+        await store.release("l", holder="a")
+    await store.aclose()
+
+
+async def test_cancellation_does_leave_it() -> None:
+    inner = Moody()
+    inner.delay = 0.04
+    store = ladder(inner)
+    task = asyncio.create_task(store.ask(one()))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert store.up
+    await store.aclose()
+
+
+async def test_after_three_failures_in_a_row_decisions_wait_for_nobody() -> None:
+    inner, told = Moody(), []
+    inner.delay = 60
+    store = ladder(inner, on_change=lambda *change: told.append(change))
+    for _ in range(FAILURES):
+        assert store.up
+        await store.ask(one())
+    started, asked = now(), inner.asked
+    for _ in range(100):
+        await store.ask(one())
+    assert (now(), inner.asked) == (started, asked)
+    assert [state for state, _ in told] == ["down"]
+    assert store.statistics().degraded == FAILURES + 100
+    await store.aclose()
+
+
+async def test_failures_apart_do_not_add_up() -> None:
+    inner = Moody()
+    store = ladder(inner)
+    for _ in range(10):
+        inner.error = StoreDown("once")
+        await store.ask(one())
+        inner.error = None
+        await store.ask(one())
+    assert store.up
+    await store.aclose()
+
+
+async def test_one_look_at_a_time_finds_the_store_again_within_a_second() -> None:
+    inner, told = Moody(), []
+    store = ladder(inner, on_change=lambda *change: told.append(change))
+    await _down(store, inner)
+    asked = inner.asked
+    await asyncio.sleep(60)
+    assert 50 <= inner.asked - asked <= 130, "pauses between half a second and one"
+    inner.error = None
+    await asyncio.sleep(1.0)
+    assert store.up
+    assert [state for state, _ in told] == ["down", "up"]
+    assert not (await store.ask(one())).degraded
+    await store.aclose()
+
+
+async def test_a_store_that_answers_too_slowly_stays_down() -> None:
+    inner = Moody()
+    store = ladder(inner)
+    await _down(store, inner)
+    inner.error, inner.delay = None, 0.5
+    await asyncio.sleep(30)
+    assert not store.up
+    await store.aclose()
+
+
+async def test_a_pause_of_the_event_loop_is_not_held_against_the_store() -> None:
+    """The answer had arrived before the deadline; only nobody was there to read it."""
+    inner, loop = Moody(), asyncio.get_running_loop()
+    inner.delay = 0.02
+    inner.before = lambda: loop.call_later(0.01, loop.advance, 0.1)  # type: ignore[attr-defined]
+    store = ladder(inner)
+    for _ in range(10):
+        assert not (await store.ask(one("k", Window.of(100, 60)))).degraded
+    assert store.statistics().failures == 0
+    inner.delay = 60
+    for _ in range(10):
+        assert (await store.ask(one())).degraded
+    assert store.up, "nor is an answer that is still missing then"
+    await store.aclose()
+
+
+async def test_closed_refuses_and_open_admits() -> None:
+    for when_down, allowed in [("closed", False), ("open", True)]:
+        inner = Moody()
+        store = ladder(inner, when_down=when_down)
+        await _down(store, inner)
+        verdicts = [await store.ask(one(cost=7)) for _ in range(5)]
+        assert all(v.degraded and v.allowed is allowed for v in verdicts)
+        assert verdicts[0].retry_after == (0 if allowed else 1)
+        await store.aclose()
+
+
+async def _admitted(store: LadderStore, question: Question, seconds: float) -> int:
+    admitted, ends = 0, now() + seconds
+    while now() < ends:
+        verdict = await store.ask(question)
+        admitted += verdict.allowed
+        if not verdict.allowed:
+            await asyncio.sleep(min(verdict.retry_after, ends - now()))
+    return admitted
+
+
+@pytest.mark.parametrize("shape", [Window.of(100, 60), Bucket.of(100, 60, burst=50)])
+async def test_a_share_is_paced_at_a_part_of_the_limit(shape: Any) -> None:
+    inner = Moody()
+    store = ladder(inner, replicas=5)
+    assert (await store.ask(one("k", shape))).allowed
+    await _down(store, inner)
+    assert [(await store.ask(one("k", shape))).allowed for _ in range(3)] == [True, False, False]
+    assert await _admitted(store, one("k", shape), 60) in (19, 20)
+    await store.aclose()
+
+
+async def test_a_key_of_which_nothing_is_known_starts_empty() -> None:
+    inner = Moody()
+    store = ladder(inner, replicas=2)
+    await _down(store, inner)
+    verdict = await store.ask(one("new"))
+    assert (verdict.allowed, verdict.retry_after) == (False, 12)
+    assert verdict.limits[0].limit == 10
+    await asyncio.sleep(12)
+    assert (await store.ask(one("new"))).allowed
+    await asyncio.sleep(600)
+    assert (await store.ask(one("new"))).allowed, "it is known now"
+    await store.aclose()
+
+
+async def test_a_key_that_was_used_up_starts_empty() -> None:
+    inner = Moody()
+    store = ladder(inner)
+    await store.ask(one(cost=10))
+    await _down(store, inner)
+    assert not (await store.ask(one())).allowed
+    await store.aclose()
+
+
+async def test_a_user_keeps_one_unit_per_period_a_vendor_keeps_its_part() -> None:
+    inner = Moody()
+    store = ladder(inner, replicas=100)
+    await _down(store, inner)
+    assert (await store.ask(one("user"))).retry_after == 60
+    assert (await store.ask(one("vendor", gate=GATE))).retry_after == 600
+    await store.aclose()
+
+
+async def test_costs_pass_whole_and_pay_their_time() -> None:
+    inner = Moody()
+    store = ladder(inner, replicas=2)
+    tokens = Window.of(1_000, 60)
+    await store.ask(one("t", tokens, 1))
+    await _down(store, inner)
+    assert (await store.ask(one("t", tokens, 100))).allowed
+    assert (await store.ask(one("t", tokens, 1))).retry_after == 12
+    assert (await store.ask(one("t", tokens, 1_001))).retry_after == float("inf")
+    await store.aclose()
+
+
+async def test_alone_the_local_breaker_still_guards_and_epochs_stand_still() -> None:
+    inner = Moody()
+    store = ladder(inner)
+    epoch = (await store.ask(one(gate=GATE))).epoch
+    await _down(store, inner)
+    for _ in range(4):
+        standing = await store.report(Report(gate=GATE, ending=Ending.FAILED, epoch=epoch))
+    assert (standing.epoch, standing.shut_for) == (epoch, 60)
+    verdict = await store.ask(one(gate=GATE))
+    assert (verdict.blocked, verdict.epoch) == (Blocked.OPEN, epoch)
+    await store.aclose()
+
+
+async def test_a_report_that_fails_is_not_repeated() -> None:
+    """It may have been heard; giving back twice would let too much through."""
+    inner = Moody()
+    store = ladder(inner)
+    inner.delay = 5
+    started = now()
+    await store.report(Report((Correction("k", TEN, -1, 0),)))
+    assert (inner.asked, now() - started) == (1, pytest.approx(1.0))
+    await store.aclose()
+
+
+async def test_closing_ends_the_search() -> None:
+    inner = Moody()
+    store = ladder(inner)
+    await _down(store, inner)
+    await store.aclose()
+    assert len(asyncio.all_tasks()) == 1

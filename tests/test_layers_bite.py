@@ -1,0 +1,196 @@
+"""Every layer bites: switched off, the end-to-end scenario that it exists for fails.
+
+A layer whose absence nobody notices does not belong here. Each row takes one layer out of a running
+service and names the scenario that must then fail its assertions; the same scenario passes with the
+layer on, in `test_end_to_end.py`. The gateway's row runs the real nginx, in `tests/gateway`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from tests import scenarios
+
+from headworks.admission import gate as admission_gate
+from headworks.admission.slots import Slot, Slots
+from headworks.current import Criticality
+from headworks.fairness import gate as fairness_gate
+from headworks.fairness.gate import Fairness
+from headworks.health.readiness import Health
+from headworks.identity import Identifier
+from headworks.limits import breaker
+from headworks.vendor import slots as vendor_slots
+from headworks.vendor.gate import GateCache
+from headworks.vendor.line import Line, Waiter
+from headworks.vendor.quota import Quota
+from headworks.vendor.retry import Retry
+from headworks.vendor.smoother import Smoother
+
+Patch = pytest.MonkeyPatch
+Scenario = Callable[[], Awaitable[None]]
+
+
+def no_readiness(patch: Patch) -> None:
+    """Layer 2 always says yes."""
+    patch.setattr(Health, "report", lambda self: (True, {"reasons": []}))
+
+
+def no_admission(patch: Patch) -> None:
+    """Layer 3 takes everybody."""
+    patch.setattr(Slots, "claim", lambda self, criticality: self._begin(websocket=False))
+    patch.setattr(Slot, "release", lambda self: None)
+
+
+def no_shedding(patch: Patch) -> None:
+    """Layer 3 treats every class alike."""
+    claim = Slots.claim
+    patch.setattr(Slots, "claim", lambda self, criticality: claim(self, Criticality.CRITICAL))
+
+
+def no_deadline(patch: Patch) -> None:
+    """A request has no budget."""
+    standing = admission_gate._standing
+    patch.setattr(admission_gate, "_standing", lambda identity, deadline: standing(identity))
+
+    @contextlib.asynccontextmanager
+    async def unbounded(deadline: float) -> Any:
+        async with asyncio.timeout(None) as budget:
+            yield budget
+
+    patch.setattr(asyncio, "timeout_at", unbounded)
+
+
+def no_limits(patch: Patch) -> None:
+    """Layer 4 asks nothing."""
+
+    async def admit(self: Fairness, *args: Any) -> None:
+        await self._identifier.resolve(args[0])
+
+    patch.setattr(Fairness, "admit", admit)
+
+
+def limits_one_by_one(patch: Patch) -> None:
+    """Layer 4 asks one limit after the other, as everybody else does."""
+    ask = Fairness._ask
+
+    async def each(self: Fairness, ticket: Any, asks: tuple[Any, ...]) -> None:
+        for one in asks:
+            await ask(self, ticket, (one,))
+
+    patch.setattr(Fairness, "_ask", each)
+
+
+def identity_believed(patch: Patch) -> None:
+    """Any key that is sent counts as somebody."""
+    resolve = Identifier.resolve
+
+    async def believing(self: Identifier, scope: Any) -> Any:
+        found = await resolve(self, scope)
+        key = dict(scope["headers"]).get(b"x-api-key", b"").decode()
+        return found if found.known else type(found)(**{**_fields(found), "tenant": key})
+
+    patch.setattr(Identifier, "resolve", believing)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+
+
+def no_translation(patch: Patch) -> None:
+    """Nobody recognises a refusal inside an SDK's exception."""
+    patch.setattr(fairness_gate, "refused_behind", lambda error: None)
+
+
+def no_limiter(patch: Patch) -> None:
+    """Layer 5 asks no quota before it sends."""
+    patch.setattr(Quota, "asks", lambda self, cost: ())
+
+
+def first_come_first_served(patch: Patch) -> None:
+    """The line knows neither tenants nor classes."""
+    join = Line.join
+
+    def alike(self: Line[Any], waiter: Waiter[Any]) -> None:
+        waiter.tenant, waiter.criticality, waiter.weight = "", Criticality.DEFAULT, 1
+        join(self, waiter)
+
+    patch.setattr(Line, "join", alike)
+    patch.setattr(Line, "ahead", lambda self, tenant, criticality: len(self))
+
+
+def no_slots(patch: Patch) -> None:
+    """As many calls at once as anybody likes."""
+    patch.setattr(vendor_slots.Slots, "free", property(lambda self: 1_000))
+
+
+def no_breaker(patch: Patch) -> None:
+    """Nobody remembers that the vendor failed."""
+    patch.setattr(breaker, "record", lambda state, *args: state)
+    patch.setattr(GateCache, "wait", lambda self, now: 0.0)
+
+
+def no_call_timeout(patch: Patch) -> None:
+    """A call may take for ever."""
+    patch.setitem(scenarios.VENDOR, "call_timeout", "3000s")
+    patch.setitem(scenarios.VENDOR, "timeouts", {**scenarios.VENDOR["timeouts"], "read": "3000s"})
+
+
+def no_retry(patch: Patch) -> None:
+    """One attempt, whatever happens."""
+    patch.setattr(Retry, "delay", lambda self, *args: None)
+
+
+def no_smoother(patch: Patch) -> None:
+    """Bookings are asked for as fast as they come."""
+    patch.setattr(Smoother, "wait", lambda self, now: 0.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A layer, how it is taken out, and the scenario that must notice."""
+
+    layer: str
+    off: Callable[[Patch], None]
+    scenario: Scenario
+
+
+ROWS = [
+    Row("2 health", no_readiness, scenarios.a_pod_that_is_leaving_says_so_and_still_serves),
+    Row("3 admission", no_admission, scenarios.a_burst_never_exceeds_what_the_pod_may_hold),
+    Row("3 shedding", no_shedding, scenarios.the_less_critical_are_shed_first),
+    Row("3 deadline", no_deadline, scenarios.a_handler_that_hangs_is_answered_when_the_sla_is_spent),
+    Row("4 limits", no_limits, scenarios.the_eleventh_is_refused_and_the_next_user_served),
+    Row(
+        "4 one question",
+        limits_one_by_one,
+        scenarios.a_refusal_by_the_endpoint_burns_nothing_of_the_user,
+    ),
+    Row("4 identity", identity_believed, scenarios.invented_keys_gain_nothing),
+    Row("4 translator", no_translation, scenarios.an_sdks_refusal_becomes_the_right_answer),
+    Row("5 limiter", no_limiter, scenarios.the_vendors_quota_is_used_up_and_never_exceeded),
+    Row("5 line, tenants", first_come_first_served, scenarios.a_flooder_in_the_line_starves_nobody),
+    Row("5 line, classes", first_come_first_served, scenarios.the_critical_overtake_in_the_line),
+    Row("5 slots", no_slots, scenarios.no_more_calls_are_out_than_the_pod_has_slots),
+    Row("5 breaker", no_breaker, scenarios.a_failing_vendor_is_left_alone),
+    Row("5 call timeout", no_call_timeout, scenarios.a_vendor_that_hangs_is_given_up),
+    Row("5 retry", no_retry, scenarios.a_passing_failure_is_not_seen_by_the_caller),
+    Row("5 smoother", no_smoother, scenarios.a_smoothed_pod_never_bursts),
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.layer)
+async def test_without_the_layer_its_scenario_fails(row: Row, monkeypatch: Patch) -> None:
+    """An assertion of the scenario fails; an error of the harness would not count."""
+    row.off(monkeypatch)
+    with pytest.raises(AssertionError):
+        await row.scenario()
+
+
+def test_every_scenario_is_somebodys_bite() -> None:
+    """No promise stands without a layer whose absence breaks it."""
+    assert {row.scenario for row in ROWS} == set(scenarios.SCENARIOS)
