@@ -22,7 +22,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from headworks import Headworks, PolicyError
+from headworks.current import Criticality, current
 from headworks.errors import DeadlineExceeded, QuotaExceeded, VendorOpen, VendorQuota
+from headworks.fairness.gate import Ticket
 from headworks.policy.load import parse
 from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Question
@@ -428,13 +430,34 @@ async def test_markers_and_explicit_charges() -> None:
 
 
 async def _inside(works: Headworks, units: int) -> None:
-    from headworks.fairness.gate import Ticket
-
     token = works._fairness.ticket.set(Ticket())
     try:
         await works.charge(units)
     finally:
         works._fairness.ticket.reset(token)
+
+
+async def test_what_the_resolver_finds_out_is_known_downstream_from_the_first_request_on() -> None:
+    """Tenant, class and weight of a key not seen before reach the handler and its vendor calls."""
+
+    async def resolve(key: str) -> str | None:
+        await asyncio.sleep(0.1)
+        return "pro" if key == "resolved" else None
+
+    service, seen = Service(resolve=resolve), []
+
+    @service.app.get("/who/{name}")
+    async def who(name: str) -> None:
+        standing = current()
+        seen.append((standing.tenant[:4], standing.criticality, standing.route))
+
+    async with service.client() as client:
+        for key in ("resolved", "invented"):
+            await client.get("/who/x", headers={"X-API-Key": key})
+    assert seen == [
+        ("key:", Criticality.DEFAULT, "/who/{name}"),
+        ("ip:2", Criticality.SHEDDABLE, "/who/{name}"),
+    ]
 
 
 async def test_two_headworks_live_side_by_side() -> None:
@@ -540,8 +563,6 @@ async def test_stopping_waits_for_requests_and_their_clean_ups() -> None:
 
     @service.app.get("/slow")
     async def slow() -> int:
-        from headworks.current import current
-
         async def close() -> None:
             await asyncio.sleep(1)
             log.append("closed")

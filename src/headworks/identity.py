@@ -30,6 +30,7 @@ MAX_HOPS: Final = 32
 """Forwarding hops looked at, counted from our side."""
 NOWHERE: Final = "local"
 """The address of a peer that has none (a Unix socket)."""
+_ADDRESS: Final = "headworks.address"
 FAILURE_TTL: Final = 1.0
 """Seconds for which a key is not asked about again after the resolver failed."""
 
@@ -229,15 +230,22 @@ class Identifier:
             return None
         return key if printable else None
 
+    def _address(self, scope: Scope) -> str:
+        """The client's address, worked out once per request."""
+        kept = scope.get(_ADDRESS)
+        if kept is None or kept[0] is not self:
+            kept = scope[_ADDRESS] = (self, client_address(scope, self._trust))
+        return str(kept[1])
+
     def _nobody(self, scope: Scope) -> Identity:
-        address = client_address(scope, self._trust)
+        address = self._address(scope)
         rank = self._tiers[self._default_tier]
         return Identity(
             f"ip:{address}", self._default_tier, rank.criticality, rank.weight, False, address
         )
 
     def _somebody(self, scope: Scope, digest: str, tier: str) -> Identity:
-        address = client_address(scope, self._trust)
+        address = self._address(scope)
         rank = self._tiers[tier]
         return Identity(f"key:{digest}", tier, rank.criticality, rank.weight, True, address)
 

@@ -41,8 +41,8 @@ async def serving(
     try:
         yield listener.getsockname()[1], server
     finally:
-        server.should_exit = True
-        await task
+        server.should_exit = server.force_exit = True
+        await asyncio.wait((task,), timeout=10.0)
 
 
 async def until(holds: Callable[[], bool]) -> None:

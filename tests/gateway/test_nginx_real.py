@@ -112,6 +112,13 @@ async def test_oversized_bodies_and_heads_end_at_the_gateway(open_edge: Any) -> 
         assert [what for what, _ in edge.pods[0].requests] == ["POST /x"]
 
 
+async def test_a_body_larger_than_a_buffer_passes_whole(open_edge: Any) -> None:
+    async with open_edge(max_body="1MiB") as edge:
+        client = await edge.client()
+        assert (await client.post("/x", content=b"a" * 600_000)).status_code == 200
+        assert edge.pods[0].requests[0][1]["content-length"] == "600000"
+
+
 async def test_a_spoofed_forwarding_header_neither_reaches_the_pod_nor_buys_a_rate(
     open_edge: Any,
 ) -> None:

@@ -109,12 +109,18 @@ def test_a_probe_booked_ahead_has_its_lease_from_its_send_time() -> None:
     assert state.probes == ((1, now + 8 * SECOND),)
 
 
-def test_endings_of_an_older_epoch_change_nothing() -> None:
+def test_endings_of_an_older_epoch_count_for_nothing() -> None:
+    """Calls sent before the breaker opened end after it has closed; they are old news."""
     opened = _opened()
     now = opened.open_until
     state, *_ = breaker.admit(opened, RULES, now)
     for ending in Ending:
         assert _tell(state, now, ending, epoch=opened.epoch - 1) == state
+    freed = _tell(state, now, Ending.OK, probe=1, epoch=opened.epoch - 1)
+    assert (freed.probes, freed.successes) == ((), 0)
+    closed = breaker.begun(now)
+    for _ in range(9):
+        assert _tell(closed, now, Ending.FAILED, epoch=closed.epoch - 1) == closed
 
 
 def test_the_longest_cool_down_stands_and_each_growth_raises_the_epoch() -> None:

@@ -236,6 +236,18 @@ async def test_the_breakers_life(opener: Any, clock: Any) -> None:
         assert again.limits[0].remaining == 100 - 4, "a blocked question consumes nothing"
 
 
+async def test_endings_of_an_older_epoch_count_for_nothing(opener: Any, clock: Any) -> None:
+    async with opener(clock) as store:
+        old = (await store.ask(Question((), gate=GATE))).epoch
+        await store.report(Report(gate=GATE, cool_down=1))
+        for _ in range(9):
+            await store.report(Report(gate=GATE, ending=Ending.FAILED, epoch=old))
+        clock.pass_(1)
+        assert (await store.ask(Question((), gate=GATE))).allowed
+        await _fail(store, 4)
+        assert not (await store.ask(Question((), gate=GATE))).allowed
+
+
 async def test_a_probe_refused_by_a_limit_takes_no_place(opener: Any, clock: Any) -> None:
     async with opener(clock) as store:
         await _fail(store, 4)

@@ -262,6 +262,16 @@ async def test_costs_pass_whole_and_pay_their_time() -> None:
     await store.aclose()
 
 
+async def test_a_cost_that_could_not_be_paid_in_a_hundred_days_is_refused() -> None:
+    inner = Moody()
+    store = ladder(inner, replicas=1_000)
+    await _down(store, inner)
+    month = Window.of(999_983, 30 * 86_400, grains=60)
+    verdict = await store.ask(one("t", month, 900_001, gate=GATE))
+    assert (verdict.allowed, verdict.retry_after) == (False, float("inf"))
+    await store.aclose()
+
+
 async def test_alone_the_local_breaker_still_guards_and_epochs_stand_still() -> None:
     inner = Moody()
     store = ladder(inner)
@@ -272,6 +282,13 @@ async def test_alone_the_local_breaker_still_guards_and_epochs_stand_still() -> 
     assert (standing.epoch, standing.shut_for) == (epoch, 60)
     verdict = await store.ask(one(gate=GATE))
     assert (verdict.blocked, verdict.epoch) == (Blocked.OPEN, epoch)
+    inner.error = StoreDown("still gone")
+    await asyncio.sleep(60)
+    probes = [await store.ask(Question((), gate=GATE)) for _ in range(2)]
+    assert [verdict.probe for verdict in probes] == [-1, -2], "not to be taken for the store's own"
+    for verdict in probes:
+        await store.report(Report(gate=GATE, ending=Ending.OK, epoch=epoch, probe=verdict.probe))
+    assert (await store.ask(Question((), gate=GATE))).probe == 0
     await store.aclose()
 
 

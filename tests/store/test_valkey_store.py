@@ -55,6 +55,15 @@ async def test_every_key_lives_for_a_limited_time(server: Any) -> None:
     await store.aclose()
 
 
+async def test_neither_a_peek_nor_a_refusal_writes(server: Any) -> None:
+    store = ValkeyStore(server.url)
+    for shape in (HUNDRED, Bucket.of(10, 60)):
+        await store.ask(one("k", shape, 0))
+        await store.ask(one("k", shape, 101))
+    assert list(server.client.scan_iter()) == []
+    await store.aclose()
+
+
 async def test_one_question_is_one_trip_however_many_limits_it_has(server: Any) -> None:
     store = ValkeyStore(server.url)
     asks = tuple(Ask("limit", f"k{i}", HUNDRED) for i in range(5))

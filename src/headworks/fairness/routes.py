@@ -118,7 +118,7 @@ class Routes:
 
     def find(self, scope: Scope) -> Matched | None:
         """The route of a request, or None when none matches."""
-        return self._current().find(dict(scope))
+        return self._current().find(scope)
 
     def templates(self) -> set[str]:
         """Every template there is."""

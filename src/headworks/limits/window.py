@@ -33,7 +33,7 @@ def _end(shape: Window, at: int) -> int:
 def live(log: Log, shape: Window, t: int) -> Log:
     """The entries that still count at `t`."""
     gone, horizon = 0, t - shape.period_us
-    while gone < len(log) and log[gone][0] <= horizon + 1:
+    while gone < len(log) and log[gone][0] <= horizon:
         gone += 1
     return log[gone:] if gone else log
 

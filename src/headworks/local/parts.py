@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from headworks.errors import HeadworksError
 from headworks.gateway import nginx
 from headworks.local.processes import Command
 from headworks.policy.profiles import profile_named
@@ -28,7 +29,7 @@ _NGINX = {
 }
 
 
-class Unusable(Exception):
+class Unusable(HeadworksError):
     """The stack cannot start here; the message is one sentence that says why and what would help."""
 
 

@@ -191,6 +191,12 @@ class Stack:
                     raise Unusable(f"the folder {folder} is in use; name another with --state")
                 shutil.rmtree(folder)
             folder.mkdir(mode=0o711, parents=True)
+            closed = [str(above) for above in folder.parents if not above.stat().st_mode & 0o001]
+            if os.geteuid() == 0 and closed:
+                raise Unusable(
+                    f"nginx's workers run as nobody and cannot pass through {closed[-1]}; "
+                    "name another folder with --state"
+                )
         except OSError as error:
             raise Unusable(
                 f"cannot write to the folder {folder}: {error.strerror}; name another with --state"

@@ -55,7 +55,8 @@ class LocalShare:
             self._room.popitem(last=False)
 
     def decide(self, question: Question) -> Verdict:
-        """The verdict of this process alone."""
+        """The verdict of this process alone. Its probes have negative numbers, so that their endings
+        cannot be taken for those of the shared store's."""
         asks = tuple(self._ours(ask, shared=question.gate is None) for ask in question.asks)
         verdict = self._store.ask_nowait(replace(question, asks=asks, demand=0.0))
         shapes = zip(question.asks, verdict.limits, strict=False)
@@ -64,20 +65,23 @@ class LocalShare:
             for ask, state in shapes
         )
         epoch = self._epochs.get(question.gate.key, 0) if question.gate is not None else 0
-        return replace(verdict, limits=limits, epoch=epoch, degraded=True)
+        return replace(verdict, limits=limits, epoch=epoch, probe=-verdict.probe, degraded=True)
 
     def _ours(self, ask: Ask, *, shared: bool) -> Ask:
         shape = ask.shape
         most = shape.burst if isinstance(shape, Bucket) else shape.limit
         parts = min(self._replicas, shape.limit) if shared else self._replicas
         burst = min(max(ask.cost, 1), most)  # whole costs, one after the other
-        ours = replace(ask, shape=Bucket(shape.limit, shape.period_us * parts, burst))
+        unit = Ask(ask.name, ask.key, Bucket(shape.limit, shape.period_us * parts, 1))
+        try:
+            ours = replace(ask, shape=Bucket(shape.limit, shape.period_us * parts, burst))
+        except ValueError:  # alone it would take more than a hundred days to pay: it never fits
+            ours = replace(unit, cost=ask.cost)
         if ask.key not in self._seen:
             if len(self._seen) >= SEEN:
                 self._seen.clear()
             self._seen.add(ask.key)
             if not self._room.get(ask.key, False):
-                unit = Ask(ask.name, ask.key, Bucket(shape.limit, shape.period_us * parts, 1))
                 self._store.ask_nowait(Question((unit,)))
         return ours
 
@@ -86,7 +90,7 @@ class LocalShare:
         store's stay good, and its return must not make them look old."""
         if report.gate is None:
             return Standing()
-        told = replace(report, corrections=(), epoch=LATER_THAN_ANY)
+        told = replace(report, corrections=(), epoch=LATER_THAN_ANY, probe=max(0, -report.probe))
         standing = self._store.report_nowait(told)
         return replace(standing, epoch=self._epochs.get(report.gate.key, 0))
 
