@@ -30,9 +30,11 @@ MAX_HOPS: Final = 32
 """Forwarding hops looked at, counted from our side."""
 NOWHERE: Final = "local"
 """The address of a peer that has none (a Unix socket)."""
-_ADDRESS: Final = "headworks.address"
 FAILURE_TTL: Final = 1.0
 """Seconds for which a key is not asked about again after the resolver failed."""
+
+_ADDRESS: Final = "headworks.address"
+"""Where a request's scope keeps its client's address, with the identifier that worked it out."""
 
 
 def client_address(scope: Scope, trust: Iterable[Network]) -> str:
