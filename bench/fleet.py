@@ -40,6 +40,9 @@ PER_MINUTE = 300
 TOKENS = 1000
 """Tokens of a call on average, where calls are lumpy: from 100 to 1900."""
 
+FLOOR = 0.05
+"""Seconds of jitter that a policy assumes at least, by default."""
+
 Limiter = Literal["shared", "divided", "off"]
 
 
@@ -48,7 +51,7 @@ class Cell:
     """One run.
 
     jitter    seconds that a call may take to arrive, at most
-    assumed   the jitter that the policy names, None: the true one
+    assumed   the jitter that the policy names, None: the true one, and at least `FLOOR`
     window    seconds over which the vendor counts
     overload  demand, as a multiple of the quota
     lumpy     the quota counts tokens, and calls differ
@@ -65,6 +68,11 @@ class Cell:
     lumpy: bool = False
     limiter: Limiter = "shared"
 
+    @property
+    def allowed_for(self) -> float:
+        """Seconds of jitter that the pods reckon with."""
+        return max(self.jitter, FLOOR) if self.assumed is None else self.assumed
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -72,7 +80,7 @@ class Outcome:
 
     rejected      calls the vendor answered 429, from the first second to the last
     utilisation   units accepted / what the rate allows in that time
-    bound         the utilisation that jitter leaves possible, W / (W + J) against a window
+    bound         the utilisation that the assumed jitter leaves possible, W / (W + J) against a window
     of_bound      utilisation / bound
     trips         questions and reports to the store, per call served
     share         of the calls served, the part of the pod that has half of the demand
@@ -157,7 +165,7 @@ class Fleet:
                 "attempts": 1,
                 "queue_timeout": "5s",
                 "expected_latency": "1s",
-                "jitter": f"{cell.jitter if cell.assumed is None else cell.assumed}s",
+                "jitter": f"{cell.allowed_for}s",
             }
         )
 
@@ -199,7 +207,8 @@ async def drive(fleet: Fleet, seconds: float, seed: int) -> list[int]:
         enter(Current(tenant=tenant))
         messages = [{"role": "user", "content": "hi"}]
         body = {"model": "m", "messages": messages, "max_tokens": tokens}
-        served[pod] += (await fleet.send(pod, body)).status_code == 200
+        answer = await fleet.send(pod, body)
+        served[pod] += answer.status_code == 200
 
     async with asyncio.TaskGroup() as group:
         while clock.time() < ends:
@@ -221,7 +230,7 @@ async def _run(cell: Cell, seed: int) -> Outcome:
     served = await driving
     rejected = sum(fleet.vendor.ledger.rejected.values())
     utilisation = units / (PER_MINUTE * (TOKENS if cell.lumpy else 1) * measured / 60)
-    bound = paced.utilisation(cell.window, cell.jitter, cell.mechanism)
+    bound = paced.utilisation(cell.window, cell.allowed_for, cell.mechanism)
     return Outcome(
         rejected=rejected,
         utilisation=round(utilisation, 4),
