@@ -1,12 +1,12 @@
 """What a claim is, and when it holds. No clock, no sockets: figures in, verdict out.
 
-    figure    a number, the bound it must keep, and a control: the same number taken where the thing
-              claimed is missing. The control must break the bound; a bound that nothing breaks shows
-              nothing
-    claim     a sentence and its figures
-    verdict   fails   a figure is missing or breaks its bound, or measuring it ended in an error
-              void    no figure has a control, or a control keeps the bound or is missing
-              holds   otherwise
+figure    a number, the bound it must keep, and a control: the same number taken where the thing
+          claimed is missing. The control must break the bound; a bound that nothing breaks shows
+          nothing
+claim     a sentence and its figures
+verdict   fails   a figure is missing or breaks its bound, or measuring it ended in an error
+          void    no figure has a control, or a control keeps the bound or is missing
+          holds   otherwise
 """
 
 from __future__ import annotations

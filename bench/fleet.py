@@ -36,7 +36,8 @@ from headworks.vendor import Vendor
 from headworks.verdict import Verdict
 
 PODS = 10
-PER_MINUTE = 300
+PER_MINUTE = 500
+"""Requests a minute: what the shipped policy's language model allows."""
 TOKENS = 1000
 """Tokens of a call on average, where calls are lumpy: from 100 to 1900."""
 

@@ -20,6 +20,7 @@ import httpx2
 
 from headworks.local import probe, status
 from headworks.local.parts import LOOPBACK
+from headworks.local.status import Part, Status
 
 ROOT = Path(__file__).parents[1]
 POLICY = ROOT / "examples" / "service" / "headworks.toml"
@@ -52,17 +53,17 @@ class Stack:
     def url(self) -> str:
         return f"http://{LOOPBACK}:{self.port}"
 
-    def status(self) -> status.Status:
+    def status(self) -> Status:
         """What runs where; `Missing` when the stack does not say."""
         found = status.read(self.port)
         if found is None:
             raise Missing(f"the stack on port {self.port} does not say what runs")
         return found
 
-    def part(self, name: str) -> status.Part:
+    def part(self, name: str) -> Part:
         return next(part for part in self.status().parts if part.name == name)
 
-    def pods(self) -> list[status.Part]:
+    def pods(self) -> list[Part]:
         return [part for part in self.status().parts if part.kind == "pod"]
 
     async def vendor_stats(self, name: str) -> dict[str, Any]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import httpx2
 
-from headworks.cleanup import shielded
+from headworks.cleanup import Reaper, shielded
 from headworks.current import Current
 from headworks.limits.breaker import Ending
 from headworks.vendor.estimate import UsageReader
 from headworks.vendor.pipeline import Attempt
+
+log = logging.getLogger("headworks")
 
 CLOSING = 2.0
 """Seconds that closing an unfinished connection may take."""
@@ -25,18 +28,26 @@ class Body(httpx2.AsyncByteStream):
 
     Iterating again goes on where the last iteration stopped (the `openai` SDK drains a stream that
     way). Each gap between two pieces is bounded by `gap` seconds. An open body is registered with the
-    request that opened it, and closed with it.
+    request that opened it, and closed with it; one opened outside of any request and then dropped is
+    closed when it is collected.
     """
 
     def __init__(
-        self, answer: httpx2.Response, attempt: Attempt, who: Current, *, gap: float, settle: Settle
+        self,
+        answer: httpx2.Response,
+        attempt: Attempt,
+        who: Current,
+        *,
+        gap: float,
+        settle: Settle,
+        reaper: Reaper,
     ) -> None:
         assert isinstance(answer.stream, httpx2.AsyncByteStream)  # an async client's answer
         self._answer, self._attempt, self._who, self._gap = answer, attempt, who, gap
-        self._settle = settle
+        self._settle, self._reaper, self._loop = settle, reaper, asyncio.get_running_loop()
         self._pieces: AsyncIterator[bytes] = aiter(answer.stream)
         self._reader = UsageReader(answer.headers.get("content-encoding", ""))
-        self._closed = False
+        self._closed = self._whole = False
         self._close: Callable[[], Awaitable[None]] = self.aclose
         who.closers.add(self._close)
 
@@ -44,6 +55,8 @@ class Body(httpx2.AsyncByteStream):
         return self
 
     async def __anext__(self) -> bytes:
+        if self._closed and not self._whole:
+            raise httpx2.StreamClosed
         try:
             async with asyncio.timeout(self._gap) as timer:
                 piece = await anext(self._pieces)
@@ -66,18 +79,27 @@ class Body(httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         """Close the connection, or return it to the pool if the body was read to its end."""
-        whole = self._closed
         self._end(Ending.OK if self._reader.seen else Ending.IGNORED)
-        if whole:
+        if self._whole:
             await self._answer.aclose()
-        else:
+            return
+        try:
             await shielded(self._answer.aclose(), timeout=CLOSING)
+        except TimeoutError:
+            log.warning("a vendor's connection did not close within %g s; left to itself", CLOSING)
 
     def _end(self, ending: Ending, *, whole: bool = False) -> None:
         """Synchronous, so that no cancellation can come between."""
         if self._closed:
             return
-        self._closed = True
+        self._closed, self._whole = True, whole
         self._who.closers.discard(self._close)
         used = self._settle(self._reader, whole)
         self._attempt.end(ending, status=self._answer.status_code, used=used)
+
+    def __del__(self) -> None:
+        """Whoever held it let it go. The collector runs in any thread; closing belongs to the loop."""
+        if not getattr(self, "_closed", True) and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(
+                self._reaper.hand_over, "closing a stream that was dropped", self.aclose
+            )

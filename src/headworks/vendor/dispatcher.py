@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headworks.cleanup import Reaper
-from headworks.current import Current
+from headworks.current import Criticality, Current
 from headworks.errors import DeadlineExceeded, QueueTimeout, Refused, VendorQuota
 from headworks.limits.breaker import BreakerRules
 from headworks.store.protocol import Gate, Question, Store
@@ -28,7 +28,7 @@ from headworks.telemetry import Decided, Telemetry, Waited
 from headworks.vendor.gate import GateCache
 from headworks.vendor.grant import Booking, Grant, Ledger
 from headworks.vendor.line import Line, Waiter
-from headworks.vendor.pace import Demand, DrainRate
+from headworks.vendor.pace import ROOM, Demand, Full, Pace
 from headworks.vendor.quota import Cost, Payment, Quota, minus, missing
 from headworks.vendor.slots import Slots
 from headworks.vendor.smoother import Smoother
@@ -37,6 +37,9 @@ from headworks.verdict import NEVER, Verdict
 LEAD = 2.0
 """Seconds of this pod's share of the quota that are booked ahead: enough that a pod with a twentieth
 of the demand still holds one booking at ten calls a second."""
+
+TRIM = 1.25
+"""By how much the line may be longer than can be served in time before it is cut."""
 
 
 @dataclass(slots=True, eq=False)
@@ -51,22 +54,8 @@ class Place:
     timer: asyncio.TimerHandle | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Full:
-    """The quota has no room for a cost before `room_at` (loop's clock), nor for anything costlier.
-
-    ask_at  when it is worth asking for it again
-    """
-
-    cost: dict[str, int]
-    room_at: float
-    ask_at: float
-
-    def holds(self, cost: Cost) -> bool:
-        return not missing(self.cost, cost)
-
-
-ROOM = Full({}, 0.0, 0.0)
+SOONEST = 0.001
+"""Seconds at least before a refused question is asked again."""
 
 
 class Dispatcher:
@@ -110,8 +99,8 @@ class Dispatcher:
         self._asking: asyncio.Task[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._full = ROOM
-        self._rounding = 1.0
-        self._drain = DrainRate(expected_latency / slots.total)
+        self._rounding, self._closed = 1.0, False
+        self._pace = Pace(expected_latency / slots.total)
         self._demand = Demand()
         slots.when_freed(self._kick)
 
@@ -146,9 +135,11 @@ class Dispatcher:
         now = loop.time()
         self._demand.arrived(now)
         until = min(now + self._queue_timeout, who.deadline)
-        wait = self._drain.wait(self._line.ahead(who.tenant, who.criticality), now)
+        wait = self._foreseen(self._line.ahead(who.tenant, who.criticality), who.criticality, now)
         refusal = self._hopeless(cost, until, now)
-        if now >= who.deadline:
+        if self._closed:
+            refusal = QueueTimeout("the service is shutting down", retry_after=1.0)
+        elif now >= who.deadline:
             refusal = DeadlineExceeded()
         elif refusal is None and now + wait > until:
             refusal = self._too_long(wait)
@@ -159,12 +150,13 @@ class Dispatcher:
         units = max(cost.get("tokens", 0), cost.get("input_tokens", 0) + cost.get("output_tokens", 0))
         waiter = Waiter(place, who.tenant, who.criticality, max(units, 1), who.weight)
         self._line.join(waiter)
+        self._pace.joined(who.criticality, now)
         place.timer = loop.call_at(until, self._give_up, waiter)
         return waiter
 
     def _hopeless(self, cost: Cost, until: float, now: float) -> Refused | None:
         """The refusal of a call that surely cannot be sent in time, from what this pod knows."""
-        if now + self._gate.wait(now) > until:
+        if now + self._gate.wait(now) > until and now < self._gate.look_at:
             return self._gate.refusal(now)
         if self._full.room_at > until and self._full.holds(cost):
             wait = self._full.room_at - now
@@ -181,6 +173,17 @@ class Dispatcher:
         if woken.done() and not woken.cancelled() and woken.exception() is None:
             woken.result().give_back()
         self._out(waiter)
+        self._kick()  # the next in line may cost less
+
+    def _foreseen(self, ahead: int, criticality: Criticality, now: float) -> float:
+        """Seconds until a call of this class with so many ahead of it is likely to be sent."""
+        if ahead < len(self._bookings):
+            return max(heapq.nsmallest(ahead + 1, self._bookings)[-1].due - now, 0.0)
+        first = max((booking.due for booking in self._bookings), default=now)
+        if not self._bookings and self._full.ask_at > now:
+            first = self._full.room_at
+        behind = ahead - len(self._bookings)
+        return max(first - now, 0.0) + self._pace.wait(behind, criticality, now)
 
     def _give_up(self, waiter: Waiter[Place]) -> None:
         """The time in line is over."""
@@ -190,7 +193,10 @@ class Dispatcher:
         elif self._gate.wait(now) > 0:
             self._refuse(waiter, self._gate.refusal(now))
         else:
-            self._refuse(waiter, self._too_long(self._drain.wait(len(self._line), now)))
+            criticality = waiter.criticality
+            self._pace.in_vain(criticality, waiter.payload.joined_at, now)
+            self._refuse(waiter, self._too_long(self._foreseen(len(self._line), criticality, now)))
+        self._kick()
 
     def _refuse(self, waiter: Waiter[Place], refusal: Refused) -> None:
         self._out(waiter)
@@ -213,22 +219,36 @@ class Dispatcher:
     def _turn_away(self) -> None:
         """Refuse at once everyone whose time will be up before the vendor can be called again."""
         now = asyncio.get_running_loop().time()
+        latest = max(now + self._gate.wait(now), self._full.room_at)
         for waiter in self._line.waiters():
+            if waiter.payload.until >= latest:
+                continue
             refusal = self._hopeless(waiter.payload.cost, waiter.payload.until, now)
             if refusal is not None:
                 self._refuse(waiter, refusal)
+
+    def _trim(self) -> None:
+        """More stand in line than the pace now known can serve in time: refuse the last of them now."""
+        now = asyncio.get_running_loop().time()
+        if self._foreseen(len(self._line), Criticality.CRITICAL, now) < TRIM * self._queue_timeout:
+            return
+        for ahead, waiter in enumerate(self._line.in_order()):
+            wait = self._foreseen(ahead, Criticality.CRITICAL, now)
+            if now + wait > waiter.payload.until + (TRIM - 1.0) * self._queue_timeout / 2:
+                self._refuse(waiter, self._too_long(wait))
 
     # -- booking: steps 8 to 10 ------------------------------------------------------------------
 
     def _kick(self) -> None:
         """Book, or set the alarm for when booking makes sense again. Called on every change."""
-        if self._asking is not None or len(self._bookings) >= self._ahead():
+        if self._asking is not None or len(self._bookings) >= self._ahead() or self._slots.free <= 0:
             return
         next_up = self._line.nth(len(self._bookings))
         if next_up is None:
             return
         now = asyncio.get_running_loop().time()
-        wait = max(self._gate.wait(now), self._smoother.wait(now))
+        shut = min(self._gate.wait(now), self._gate.look_at - now)
+        wait = max(shut, self._smoother.wait(now))
         if self._full.holds(next_up.payload.cost):
             wait = max(wait, self._full.ask_at - now)
         if wait > 0:
@@ -262,7 +282,8 @@ class Dispatcher:
         cost = waiter.payload.cost
         booking: Booking | None = None
         try:
-            verdict, payment = await self._ask(cost, waiter)
+            verdict, payment = await self._ask(cost, waiter, self._shared_gate)
+            self._trim()
             if verdict.allowed:
                 now = asyncio.get_running_loop().time()
                 self._smoother.pass_one(now)
@@ -279,7 +300,7 @@ class Dispatcher:
         """The head costs more than was booked: pay the difference, and move the booking to then."""
         topped_up = False
         try:
-            verdict, payment = await self._ask(lack, waiter)
+            verdict, payment = await self._ask(lack, waiter, None)
             if verdict.allowed:
                 booking.cost = minus(booking.cost, minus({}, lack))
                 booking.paid.append(payment)
@@ -290,20 +311,27 @@ class Dispatcher:
             if not topped_up:
                 self._return(booking)
 
-    async def _ask(self, cost: dict[str, int], waiter: Waiter[Place]) -> tuple[Verdict, Payment]:
-        """One question about this cost, on behalf of the line; learn from whatever it brings."""
-        loop = asyncio.get_running_loop()
+    async def _ask(
+        self, cost: dict[str, int], waiter: Waiter[Place], gate: Gate | None
+    ) -> tuple[Verdict, Payment]:
+        """One question about this cost, on behalf of the line; learn from whatever it brings.
+
+        A top-up asks no gate: it has passed it, and another probe would be lent to nobody.
+        """
+        loop, known = asyncio.get_running_loop(), self._gate.epoch
         question = Question(
             asks=self._quota.asks(cost),
             horizon=self._quota.horizon,
-            gate=self._shared_gate,
+            gate=gate,
             pod=self._pod,
-            demand=self._demand.to_report(loop.time()),
+            demand=self._demand.to_report(loop.time()) if gate is not None else 0.0,
         )
         verdict = await self._store.ask(question)
         now = loop.time()
-        self._gate.hear(verdict, now)
+        if gate is not None:
+            self._gate.hear(verdict, now, known)
         self._demand.heard(verdict.demand)
+        self._pace.bound(verdict, cost, self._quota.spacing(cost) / self._demand.share)
         if verdict.allowed:
             self._full = ROOM
         elif verdict.blocked is not None:
@@ -321,7 +349,7 @@ class Dispatcher:
         `wait` is when the question may succeed; the send time it would book is a horizon later. Pods
         that were refused together ask again spread over a pace each, so as not to ask in step.
         """
-        horizon = self._quota.horizon
+        horizon, wait = self._quota.horizon, max(wait, SOONEST)
         spread = self._rng.uniform(0.0, (self._replicas - 1) * min(self._quota.interval, 1.0))
         self._full = Full(cost, now + wait + horizon, now + wait + min(spread, horizon))
         self._turn_away()
@@ -372,7 +400,7 @@ class Dispatcher:
         self._line.pop()
         self._out(head)
         self._slots.take_pledged()
-        self._drain.served(now, busy=len(self._line) > 0)
+        self._pace.served(now, busy=len(self._line) > 0)
         self._telemetry.emit(Decided("vendor", True, "", self.vendor))
         self._telemetry.emit(Waited(self.vendor, now - head.payload.joined_at))
         head.payload.woken.set_result(Grant(self._ledger, booking, head.payload.cost, now))
@@ -386,6 +414,7 @@ class Dispatcher:
 
     async def aclose(self) -> None:
         """Refuse everyone in line, end the question in flight, give every booking back."""
+        self._closed = True
         for waiter in self._line.waiters():
             self._refuse(waiter, QueueTimeout("the service is shutting down", retry_after=1.0))
         asking = self._asking

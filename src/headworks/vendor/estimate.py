@@ -22,7 +22,7 @@ KEPT = 8192
 """Bytes kept of a response's beginning and end, where usage stands."""
 
 _USAGE = re.compile(
-    rb'"(prompt_tokens|completion_tokens|total_tokens|input_tokens|output_tokens)"\s*:\s*(\d+)'
+    rb'"(prompt_tokens|completion_tokens|total_tokens|input_tokens|output_tokens)"\s*:\s*(\d{1,9})(?!\d)'
 )
 
 
@@ -48,15 +48,16 @@ class Estimate:
 def estimate(content: bytes, charges: Charges) -> Estimate:
     """The cost of a request with this body, by the vendor's rule of charging.
 
-    A body that is not a JSON object costs no tokens.
+    A body that is not a JSON object, or is nested beyond reason, costs no tokens.
     """
     try:
         body = json.loads(content) if content else None
-    except ValueError:
+        characters = _characters(body)
+    except (ValueError, RecursionError):
         return Estimate()
     if not isinstance(body, dict):
         return Estimate()
-    text = -(-_characters(body) // CHARACTERS_PER_TOKEN)
+    text = -(-characters // CHARACTERS_PER_TOKEN)
     ceiling = max(_whole(body.get(name)) for name in CEILINGS)
     choices = max(_whole(body.get("n")), 1) if charges.choices else 1
     charged = {

@@ -7,24 +7,39 @@ from headworks.store.protocol import Standing
 from headworks.telemetry import Changed, Telemetry
 from headworks.verdict import Blocked, Verdict
 
+LOOK_AGAIN = 2.0
+"""Seconds for which word of an open breaker is taken on trust. A half-open one that has lent out its
+probes names the end of their lease, but closes as soon as they are back, and tells only who asks."""
+
+SOONEST = 0.01
+"""Seconds at least before a gate that was found shut is asked about again."""
+
 
 class GateCache:
     """Local copy of the shared gate, renewed by every reply of the store.
 
     epoch  rises whenever the breaker opens or closes or a cool-down starts; a booking made under an
            older one is void
+    look_at  when it is worth asking about a shut gate again, at the latest when it should open
     """
 
     def __init__(self, vendor: str, telemetry: Telemetry) -> None:
         self.epoch = 0
-        self.shut_until = 0.0
+        self.shut_until = self.look_at = 0.0
         self._vendor, self._telemetry = vendor, telemetry
         self._why = Blocked.OPEN
         self._known = "closed"
 
-    def hear(self, answer: Verdict | Standing, now: float) -> None:
-        """Learn from a reply of the store, received at `now` on the loop's clock."""
-        self.epoch = max(self.epoch, answer.epoch)
+    def hear(self, answer: Verdict | Standing, now: float, known: int) -> None:
+        """Learn from a reply of the store, received at `now` on the loop's clock.
+
+        `known` is the epoch we knew when we asked. A reply older than that shows that the store itself
+        has gone back (a failover loses its last writes) and we go with it: by an epoch that nobody
+        remembers every new booking would be void. One older only than what came since is no news.
+        """
+        if known <= answer.epoch < self.epoch:
+            return
+        self.epoch = answer.epoch
         if isinstance(answer, Standing):
             self._shut(now, answer.shut_for, self._why if answer.shut_for else None)
         elif answer.blocked is not None:
@@ -33,7 +48,11 @@ class GateCache:
             self._shut(now, 0.0, None)
 
     def _shut(self, now: float, seconds: float, why: Blocked | None) -> None:
-        self.shut_until = now + seconds if seconds > 0 else 0.0
+        if why is not None:
+            seconds = max(seconds, SOONEST)
+        self.shut_until = self.look_at = now + seconds if seconds > 0 else 0.0
+        if why is Blocked.OPEN:
+            self.look_at = min(self.shut_until, now + LOOK_AGAIN)
         self._why = why or Blocked.OPEN
         state = "closed" if why is None else why.value
         if state != self._known:

@@ -89,8 +89,9 @@ class Ledger:
         )
 
         async def tell() -> None:
+            known = self._gate.epoch
             standing = await self._store.report(report)
-            self._gate.hear(standing, asyncio.get_running_loop().time())
+            self._gate.hear(standing, asyncio.get_running_loop().time(), known)
             if standing.shut_for > 0:
                 self._turned()
 

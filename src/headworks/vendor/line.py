@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from headworks.current import Criticality
 
 T = TypeVar("T")
+
+SWEEP = 64
+"""Struck places met on one look along the line before they are swept out."""
 
 
 @dataclass(slots=True)
@@ -70,10 +74,11 @@ class _Class(Generic[T]):
         self._gone(waiter)
         return waiter
 
-    def nth(self, n: int) -> Waiter[T] | None:
+    def nth(self, n_th: int) -> Waiter[T] | None:
         """Who would be served after n others; looks at about n entries, however long the queue."""
-        frontier = [(self.heap[0][:2], 0)] if self.heap else []
-        while frontier:
+        n = n_th
+        frontier, struck = [(self.heap[0][:2], 0)] if self.heap else [], 0
+        while frontier and struck <= SWEEP:
             _, at = heapq.heappop(frontier)
             for child in (2 * at + 1, 2 * at + 2):
                 if child < len(self.heap):
@@ -83,15 +88,24 @@ class _Class(Generic[T]):
                 if n == 0:
                     return waiter
                 n -= 1
-        return None
+            else:
+                struck += 1
+        if not frontier:
+            return None
+        self.sweep()
+        return self.nth(n_th)
+
+    def sweep(self) -> None:
+        """Drop the struck."""
+        self.heap = [entry for entry in self.heap if entry[2].standing]
+        heapq.heapify(self.heap)
+        self.struck = 0
 
     def strike(self, waiter: Waiter[T]) -> None:
         self.struck += 1
         self._gone(waiter)
         if self.struck > len(self.heap) // 2:
-            self.heap = [entry for entry in self.heap if entry[2].standing]
-            heapq.heapify(self.heap)
-            self.struck = 0
+            self.sweep()
 
     def _gone(self, waiter: Waiter[T]) -> None:
         waiter.standing = False
@@ -164,3 +178,10 @@ class Line(Generic[T]):
         return [
             entry[2] for queue in self._classes.values() for entry in queue.heap if entry[2].standing
         ]
+
+    def in_order(self) -> Iterator[Waiter[T]]:
+        """Everyone standing, as they would be served if nobody else came."""
+        for queue in self._classes.values():
+            for entry in sorted(queue.heap, key=lambda entry: entry[:2]):
+                if entry[2].standing:
+                    yield entry[2]

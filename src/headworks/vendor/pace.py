@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass
+
+from headworks.current import Criticality
+from headworks.vendor.quota import Cost, missing
+from headworks.verdict import Verdict
 
 REPORT_EVERY = 1.0
 """Seconds between two reports of this pod's demand."""
@@ -12,16 +17,59 @@ HALF_LIFE = 5.0
 """Seconds after which an arrival counts half in this pod's demand."""
 
 
-class DrainRate:
-    """How fast the line has lately moved, in seconds per call, while it had something to move.
+CAUTION = 1.25
+MOST_CAUTION = 4.0
+FORGET = 60.0
 
-    Until it has been seen to move, the slots alone are assumed to set the pace: better to let someone
-    wait in vain once than to refuse what a burst would have served.
+CROWDED = 0.98
+"""The part of the pace that higher classes are thought to take at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """The quota has no room for a cost before `room_at` (loop's clock), nor for anything costlier.
+
+    ask_at  when it is worth asking for it again
+    """
+
+    cost: dict[str, int]
+    room_at: float
+    ask_at: float
+
+    def holds(self, cost: Cost) -> bool:
+        return not missing(self.cost, cost)
+
+
+ROOM = Full({}, 0.0, 0.0)
+
+
+class Pace:
+    """How fast the line moves, in seconds per call, and so how long a call will stand in it.
+
+    The slower of two: what the line was last seen to do while it had something to move (at first, what
+    the slots allow: `interval`), and, while the verdicts show the quota used up, this lane's part of the
+    quota. Calls of higher classes go on coming and overtake: at a rate λ of theirs a wait of t becomes
+    t / (1 − λ · interval). What else is unforeseen, other tenants' arrivals above all, is learned from
+    those who waited in vain: each time a class has some, its waits are taken for `CAUTION` as long, and
+    then less so with a half-life of `FORGET` seconds.
     """
 
     def __init__(self, interval: float, remember: int = 32) -> None:
         self._interval = interval
         self._times: deque[float] = deque(maxlen=remember)
+        self._bound = 0.0
+        self._joined = {criticality: Level() for criticality in Criticality}
+        self._caution = {criticality: (1.0, -math.inf) for criticality in Criticality}
+
+    def joined(self, criticality: Criticality, now: float) -> None:
+        """A call of this class has joined the line."""
+        self._joined[criticality].arrived(now)
+
+    def bound(self, verdict: Verdict, cost: Cost, spacing: float) -> None:
+        """The quota alone spaces this lane's calls so; that binds once nothing is left of it."""
+        if verdict.blocked is None:
+            room = verdict.allowed and all(state.remaining > 0 for state in verdict.limits)
+            self._bound = 0.0 if room else spacing
 
     def served(self, now: float, *, busy: bool) -> None:
         """A call left the line at `now`; the line is `busy` if others still wait."""
@@ -30,43 +78,64 @@ class DrainRate:
         else:
             self._times.clear()
 
-    def wait(self, ahead: int, now: float) -> float:
-        """Seconds until a call with so many ahead of it is likely to be served."""
+    def wait(self, ahead: int, criticality: Criticality, now: float) -> float:
+        """Seconds until a call of this class with so many ahead of it is likely to be served."""
         interval = self._interval
         if len(self._times) >= 4:
             interval = (now - self._times[0]) / len(self._times)
-        return ahead * interval
+        interval = max(interval, self._bound)
+        higher = sum(level.now(now) for other, level in self._joined.items() if other > criticality)
+        overtaken = 1.0 - min(higher * interval, CROWDED)
+        return ahead * interval / overtaken * self._cautious(criticality, now)
+
+    def in_vain(self, criticality: Criticality, joined_at: float, now: float) -> None:
+        """A call of this class waited its whole time, foreseen or not by what had been learned then."""
+        if joined_at >= self._caution[criticality][1]:
+            caution = min(self._cautious(criticality, now) * CAUTION, MOST_CAUTION)
+            self._caution[criticality] = caution, now
+
+    def _cautious(self, criticality: Criticality, now: float) -> float:
+        caution, at = self._caution[criticality]
+        return 1.0 + (caution - 1.0) * 0.5 ** ((now - at) / FORGET) if caution > 1.0 else 1.0
+
+
+class Level:
+    """How often something has lately happened, per second."""
+
+    def __init__(self) -> None:
+        self._level, self._at = 0.0, -math.inf
+
+    def arrived(self, now: float) -> None:
+        """It has happened once more."""
+        self._level = self.now(now) + math.log(2) / HALF_LIFE
+        self._at = now
+
+    def now(self, now: float) -> float:
+        """Times per second."""
+        return self._level * 0.5 ** ((now - self._at) / HALF_LIFE) if self._level else 0.0
 
 
 class Demand:
     """This pod's arrivals, in calls per second, and its share of the fleet's as last heard."""
 
     def __init__(self) -> None:
-        self._level = 0.0
-        self._at = -math.inf
+        self._arrivals = Level()
         self._reported_at = -math.inf
         self._reported = 0.0
         self.share = 1.0
 
     def arrived(self, now: float) -> None:
         """One call has come in."""
-        self._decay(now)
-        self._level += math.log(2) / HALF_LIFE
+        self._arrivals.arrived(now)
 
     def to_report(self, now: float) -> float:
         """Calls per second to report with the question at hand; 0 when it is not yet time."""
         if now - self._reported_at < REPORT_EVERY:
             return 0.0
-        self._decay(now)
-        self._reported_at, self._reported = now, max(self._level, 0.001)
+        self._reported_at, self._reported = now, max(self._arrivals.now(now), 0.001)
         return self._reported
 
     def heard(self, fleet: float) -> None:
         """The fleet's demand from a verdict; 0 says nothing."""
         if fleet > 0 and self._reported > 0:
             self.share = min(1.0, self._reported / fleet)
-
-    def _decay(self, now: float) -> None:
-        if self._at > -math.inf:
-            self._level *= 0.5 ** ((now - self._at) / HALF_LIFE)
-        self._at = now

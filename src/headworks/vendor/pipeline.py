@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from headworks.current import current
-from headworks.errors import CallTimeout, DeadlineExceeded, Refused, VendorFailed
+from headworks.errors import CallTimeout, DeadlineExceeded, VendorFailed
 from headworks.limits.breaker import Ending
 from headworks.telemetry import Called, Telemetry
 from headworks.vendor.dispatcher import Dispatcher
@@ -33,7 +33,11 @@ from headworks.vendor.retry import Outcome, Retry
 A = TypeVar("A")
 
 SLOW = 0.8
-"""The part of the call timeout beyond which an answered call counts as slow for the breaker."""
+"""The part of the call timeout that an answer may take to begin before it counts as slow for the
+breaker. A call given less, because its request's deadline was near, is not held against the vendor."""
+
+LONGEST_PAUSE = 300.0
+"""Seconds that one answer may pause the fleet for; a vendor that means it says so again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Exchange(Generic[A]):
 
     send: Callable[[], Awaitable[A]]
     judge: Callable[[A | Exception], Outcome]
-    discard: Callable[[A], Awaitable[None]]
+    discard: Callable[[A], None]
 
 
 class Attempt:
@@ -56,6 +60,16 @@ class Attempt:
     def __init__(self, pipeline: Pipeline, grant: Grant, model: str) -> None:
         self._pipeline, self._grant, self._model = pipeline, grant, model
         self._over = False
+        self._answered_at: float | None = None
+        self._noted: tuple[Ending, Mapping[str, int], float] = (Ending.OK, {}, 0.0)
+
+    def answered(self) -> None:
+        """The answer has begun: what follows is as long as it is, not slow."""
+        self._answered_at = asyncio.get_running_loop().time()
+
+    def note(self, ending: Ending, *, used: Mapping[str, int], cool_down: float) -> None:
+        """What the caller says of the call, for when it ends."""
+        self._noted = (ending, used, cool_down)
 
     def end(
         self,
@@ -69,10 +83,15 @@ class Attempt:
         if self._over:
             return
         self._over = True
-        seconds = asyncio.get_running_loop().time() - self._grant.at
-        slow = ending is Ending.OK and seconds > SLOW * self._pipeline.call_timeout
-        self._grant.finish(ending, used=used, slow=slow, cool_down=cool_down)
-        units = (used or {}).get("tokens", 0)
+        noted, noted_used, noted_pause = self._noted
+        ending, used = ending if noted is Ending.OK else noted, {**noted_used, **(used or {})}
+        now = asyncio.get_running_loop().time()
+        seconds, begun = now - self._grant.at, (self._answered_at or now) - self._grant.at
+        slow = ending is Ending.OK and begun > SLOW * self._pipeline.call_timeout
+        pause = max(noted_pause, cool_down)
+        pause = min(pause, LONGEST_PAUSE) if pause > 0 else 0.0
+        self._grant.finish(ending, used=used, slow=slow, cool_down=pause)
+        units = used.get("tokens", 0)
         self._pipeline.telemetry.emit(
             Called(self._pipeline.vendor, self._model, ending.value, seconds, status, units)
         )
@@ -126,19 +145,13 @@ class Pipeline:
                 if pause is None:
                     return sent.standing()
                 if sent.answer is not None:
-                    await exchange.discard(sent.answer)
+                    exchange.discard(sent.answer)
+                self._retry.retrying += number == 1
                 delay, number = pause, number + 1
-                await self._back_off(pause)
+                await asyncio.sleep(pause)  # holding nothing but a place in the retry budget
         finally:
             self._retry.active -= 1
-
-    async def _back_off(self, pause: float) -> None:
-        """Hold nothing while sleeping, except a place in the retry budget."""
-        self._retry.retrying += 1
-        try:
-            await asyncio.sleep(pause)
-        finally:
-            self._retry.retrying -= 1
+            self._retry.retrying -= number > 1
 
     async def _attempt(self, model: str, cost: Cost, exchange: Exchange[A]) -> Sent[A]:
         who = current()
@@ -148,22 +161,19 @@ class Pipeline:
         try:
             async with asyncio.timeout(bound) as timer:  # 12
                 answer = await exchange.send()  # 13
+            attempt.answered()
+            outcome = exchange.judge(answer)
         except TimeoutError as error:
             if not timer.expired():
                 return Sent(self._failed(attempt, exchange, error), attempt)
-            attempt.end(Ending.OVERLOADED)
-            late: Refused = (
-                CallTimeout(f"vendor '{self.vendor}' did not answer within {bound:g} s")
-                if bound == self.call_timeout
-                else DeadlineExceeded()
-            )
-            return Sent(Outcome(Ending.OVERLOADED, late), attempt)
+            late = self._late(bound)
+            attempt.end(late.ending)
+            return Sent(late, attempt)
         except Exception as error:
             return Sent(self._failed(attempt, exchange, error), attempt)
         except BaseException:
             attempt.end(Ending.IGNORED)
             raise
-        outcome = exchange.judge(answer)
         if outcome.ending is not Ending.OK:
             cool_down = outcome.retry_after or 0.0 if outcome.ending is Ending.OVERLOADED else 0.0
             attempt.end(outcome.ending, cool_down=cool_down)
@@ -178,6 +188,13 @@ class Pipeline:
         outcome.refusal.__cause__ = error
         return outcome
 
+    def _late(self, bound: float) -> Outcome:
+        """The time for the call, `bound` seconds, was up; was it the vendor's or the request's?"""
+        ending = Ending.OVERLOADED if bound > SLOW * self.call_timeout else Ending.IGNORED
+        if bound < self.call_timeout:
+            return Outcome(ending, DeadlineExceeded())
+        return Outcome(ending, CallTimeout(f"vendor '{self.vendor}' did not answer within {bound:g} s"))
+
     def _lane(self, model: str) -> Dispatcher:
         return self._lanes.get(model) or self._lanes[""]
 
@@ -186,7 +203,8 @@ class Pipeline:
         """Steps 7 to 12 around a caller's own exchange, for clients that are not ours.
 
         Not retried: what is inside the block cannot be run again. A timeout, a broken connection or
-        any `OSError` counts against the vendor; another exception or a cancellation does not.
+        any `OSError` counts against the vendor, also in a group of nothing else; another exception or
+        a cancellation does not.
         """
         who = current()
         grant = await self._lane(model).admit(cost, who)
@@ -196,15 +214,23 @@ class Pipeline:
             async with asyncio.timeout(bound) as timer:
                 yield attempt
         except TimeoutError as error:
-            attempt.end(Ending.OVERLOADED)
-            if not timer.expired():
+            late = self._late(bound) if timer.expired() else Outcome(Ending.OVERLOADED)
+            attempt.end(late.ending)
+            if late.refusal is None:
                 raise
-            raise CallTimeout(f"vendor '{self.vendor}' did not answer within {bound:g} s") from error
-        except (OSError, EOFError) as error:
+            raise late.refusal from error
+        except BaseException as error:
+            if not _broken(error):
+                attempt.end(Ending.IGNORED)
+                raise
             attempt.end(Ending.FAILED)
             raise VendorFailed(f"the call to vendor '{self.vendor}' failed: {error}") from error
-        except BaseException:
-            attempt.end(Ending.IGNORED)
-            raise
         else:
             attempt.end(Ending.OK)
+
+
+def _broken(error: BaseException) -> bool:
+    """Whether this is the sound of a broken connection, alone or in a group of nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split((OSError, EOFError))[1] is None
+    return isinstance(error, (OSError, EOFError))

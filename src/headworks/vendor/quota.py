@@ -74,6 +74,13 @@ class Quota:
             if cost.get(limit.unit, 0) > 0
         )
 
+    def spacing(self, cost: Cost) -> float:
+        """Seconds between two calls of this cost when they use the whole of the tightest limit."""
+        return max(
+            (limit.shape.period_us / 1e6 / limit.shape.limit * cost.get(limit.unit, 0))
+            for limit in self._limits
+        )
+
     def corrections(self, delta: Cost, paid: Payment) -> tuple[Correction, ...]:
         """What to settle when a payment turned out `delta` too low (or, negative, too high)."""
         return tuple(

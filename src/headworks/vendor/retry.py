@@ -2,8 +2,8 @@
 
 Backoff is decorrelated jitter (M. Brooker, "Exponential Backoff And Jitter", 2015):
 `delay = min(CAP, uniform(BASE, 3 · previous))`. A vendor's `Retry-After` is never undercut. The
-budget allows retries for at most a fifth of the calls under way, and always one: retries must not
-multiply an overload.
+budget lets at most a fifth of the calls under way be retries, sleeping or sent, and always one: retries
+must not multiply an overload. Nor is a vendor waited for that asks for more than `LONGEST`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from headworks.limits.breaker import Ending
 
 BASE = 0.5
 CAP = 8.0
+LONGEST = 60.0
 BUDGET_RATIO = 0.2
 BUDGET_FLOOR = 1
 
@@ -36,7 +37,10 @@ class Outcome:
 
 
 class Retry:
-    """Attempts and budget of one vendor in this pod. `attempts` counts the first one too."""
+    """Attempts and budget of one vendor in this pod. `attempts` counts the first one too.
+
+    active    calls under way; `retrying` of them are past their first attempt, asleep or not
+    """
 
     def __init__(self, attempts: int, rng: random.Random) -> None:
         self._attempts, self._rng = attempts, rng
@@ -52,7 +56,10 @@ class Retry:
         """
         if not outcome.retryable or attempt >= self._attempts:
             return None
-        if self.retrying >= max(BUDGET_FLOOR, BUDGET_RATIO * self.active):
+        others = self.retrying - (attempt > 1)
+        if others >= max(BUDGET_FLOOR, BUDGET_RATIO * self.active):
+            return None
+        if (outcome.retry_after or 0.0) > LONGEST:
             return None
         delay = min(CAP, self._rng.uniform(BASE, max(BASE, 3 * previous)))
         if outcome.retry_after is not None:

@@ -10,19 +10,23 @@ the same extension.
 from __future__ import annotations
 
 import email.utils
+import http.cookiejar
+import math
+import urllib.request
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import httpx2
 
 from headworks import problem
-from headworks.cleanup import shielded
+from headworks.cleanup import Reaper
 from headworks.current import current
 from headworks.errors import ForeignOrigin, Refused, VendorFailed, VendorQuota
 from headworks.limits.breaker import Ending
 from headworks.policy.profiles import Profile
 from headworks.policy.settings import VendorSettings
-from headworks.vendor.body import CLOSING, Body
+from headworks.vendor.body import Body
 from headworks.vendor.estimate import Estimate, UsageReader, estimate
 from headworks.vendor.pipeline import Exchange, Pipeline
 from headworks.vendor.retry import Outcome
@@ -38,12 +42,29 @@ PAUSE = 1.0
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout)
 """The request cannot have reached the vendor, so sending it again is safe."""
 
+OURS = (httpx2.LocalProtocolError, httpx2.UnsupportedProtocol)
+"""Mistakes in the request itself: raised as they are, and no fault of the vendor's."""
+
+
+class NoCookies(http.cookiejar.DefaultCookiePolicy):
+    """Keeps nothing that a vendor sets: one client serves every caller of this pod, and a cookie of one
+    must not travel with another's call. Cookies given with a request are sent."""
+
+    def set_ok(self, cookie: http.cookiejar.Cookie, request: urllib.request.Request) -> bool:
+        return False
+
+
+def no_cookies() -> http.cookiejar.CookieJar:
+    """A jar that stays empty."""
+    return http.cookiejar.CookieJar(NoCookies())
+
 
 class VendorTransport(httpx2.AsyncBaseTransport):
     """Runs every request of a client through a vendor's pipeline.
 
     engine  an httpx2 client that does the sending: with the policy's pool and the environment's
             proxies, which a client built around a transport would otherwise ignore
+    reaper  closes what nobody waits for
     now     wall-clock time, for `Retry-After` given as a date
     """
 
@@ -55,10 +76,12 @@ class VendorTransport(httpx2.AsyncBaseTransport):
         pipeline: Pipeline,
         *,
         engine: httpx2.AsyncClient,
+        reaper: Reaper,
         now: Callable[[], datetime],
     ) -> None:
         self._vendor, self._settings, self._profile = vendor, settings, profile
         self._pipeline, self._engine, self._now = pipeline, engine, now
+        self._reaper = reaper
         self._origin = origin(httpx2.URL(settings.base_url))
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -70,9 +93,13 @@ class VendorTransport(httpx2.AsyncBaseTransport):
         async def send() -> httpx2.Response:
             return await self._engine.send(request, stream=True)
 
-        exchange = Exchange(send=send, judge=self._judge, discard=_discard)
-        if not _replayable(request):
-            exchange = Exchange(send=send, judge=self._judge_once, discard=_discard)
+        patient = request.extensions["timeout"]["read"] >= self._settings.timeouts.read
+
+        def judge(result: httpx2.Response | Exception) -> Outcome:
+            outcome = self._judge(result, patient=patient)
+            return outcome if _replayable(request) else replace(outcome, retryable=False)
+
+        exchange = Exchange(send=send, judge=judge, discard=self._discard)
         try:
             answer, attempt = await self._pipeline.call(expected.model, expected.cost(), exchange)
         except Refused as refused:
@@ -83,6 +110,7 @@ class VendorTransport(httpx2.AsyncBaseTransport):
             attempt,
             current(),
             gap=self._settings.call_timeout,
+            reaper=self._reaper,
             settle=lambda reader, whole: self._used(expected, reader, whole),
         )
         extensions = {key: value for key, value in answer.extensions.items() if key != REFUSED}
@@ -90,6 +118,7 @@ class VendorTransport(httpx2.AsyncBaseTransport):
         if outcome.refusal is not None:
             extensions[REFUSED] = outcome.refusal
             if outcome.retryable:  # our retries are spent; an SDK's would only multiply them
+                headers = [pair for pair in headers if pair[0].lower() != b"x-should-retry"]
                 headers.append((b"x-should-retry", b"false"))
         return httpx2.Response(
             answer.status_code, headers=headers, stream=body, extensions=extensions, request=request
@@ -107,14 +136,14 @@ class VendorTransport(httpx2.AsyncBaseTransport):
             return usage
         return {unit: max(usage[unit], cost) for unit, cost in expected.cost().items() if unit in usage}
 
-    def _judge(self, result: httpx2.Response | Exception) -> Outcome:
-        """Name what came back from the vendor."""
+    def _judge(self, result: httpx2.Response | Exception, *, patient: bool = True) -> Outcome:
+        """Name what came back from the vendor; `patient`, if it was given the policy's time for it."""
         if isinstance(result, Exception):
-            return self._judge_error(result)
+            return self._judge_error(result, patient=patient)
         status = result.status_code
         if status in OVERLOADED:
             after = self._retry_after(result.headers)
-            wait = PAUSE if after is None else after
+            wait = after or PAUSE  # none named, or one that is over: it was too early all the same
             detail = f"vendor '{self._vendor}' answered {status}"
             refusal = VendorQuota(detail, retry_after=wait, limit=self._vendor)
             return Outcome(Ending.OVERLOADED, refusal, retryable=True, retry_after=wait)
@@ -125,34 +154,39 @@ class VendorTransport(httpx2.AsyncBaseTransport):
             return Outcome(Ending.FAILED, refused, status in RETRYABLE, after)
         return Outcome(Ending.OK)
 
-    def _judge_error(self, error: Exception) -> Outcome:
+    def _judge_error(self, error: Exception, *, patient: bool) -> Outcome:
         if isinstance(error, httpx2.PoolTimeout):
             refused = VendorFailed("no connection of the pool came free in time", retry_after=PAUSE)
             return Outcome(Ending.IGNORED, refused)
-        if isinstance(error, httpx2.TransportError):
+        if isinstance(error, httpx2.TransportError) and not isinstance(error, OURS):
             detail = f"vendor '{self._vendor}': {type(error).__name__}: {error}"
             late = isinstance(error, httpx2.TimeoutException) and not isinstance(error, NOT_SENT)
             ending = Ending.OVERLOADED if late else Ending.FAILED
+            if isinstance(error, httpx2.ReadTimeout) and not patient:
+                ending = Ending.IGNORED
             refused = VendorFailed(detail, retry_after=PAUSE)
             return Outcome(ending, refused, retryable=isinstance(error, NOT_SENT))
         return Outcome(Ending.IGNORED)
 
-    def _judge_once(self, result: httpx2.Response | Exception) -> Outcome:
-        """As `_judge`, for a request whose body cannot be sent a second time."""
-        outcome = self._judge(result)
-        return Outcome(outcome.ending, outcome.refusal, False, outcome.retry_after)
+    def _discard(self, answer: httpx2.Response) -> None:
+        """Close an answer that is about to be replaced by another attempt, which waits for nothing."""
+        self._reaper.hand_over(f"closing an answer of vendor '{self._vendor}'", answer.aclose)
 
     def _retry_after(self, headers: httpx2.Headers) -> float | None:
-        """Seconds from `retry-after-ms` or `Retry-After` (seconds or an HTTP date)."""
+        """Seconds from `retry-after-ms` or `Retry-After` (seconds or an HTTP date); None without one
+        that can be read."""
         for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
             value = headers.get(name, "").strip()
             try:
-                return max(0.0, float(value) * scale)
+                seconds = float(value) * scale
+                if math.isfinite(seconds):
+                    return max(0.0, seconds)
+                continue
             except ValueError:
                 pass
             try:
                 when = email.utils.parsedate_to_datetime(value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 continue
             when = when if when.tzinfo else when.replace(tzinfo=UTC)
             return max(0.0, (when - self._now()).total_seconds())
@@ -204,8 +238,3 @@ def _tighten(request: httpx2.Request, settings: VendorSettings) -> None:
         name: bound if theirs.get(name) is None else min(bound, theirs[name])
         for name, bound in ours.items()
     }
-
-
-async def _discard(answer: httpx2.Response) -> None:
-    """Close an answer that is about to be replaced by another attempt."""
-    await shielded(answer.aclose(), timeout=CLOSING)

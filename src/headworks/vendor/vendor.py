@@ -24,7 +24,7 @@ from headworks.vendor.quota import Quota
 from headworks.vendor.retry import Retry
 from headworks.vendor.slots import Slots
 from headworks.vendor.smoother import Smoother
-from headworks.vendor.transport import VendorTransport
+from headworks.vendor.transport import VendorTransport, no_cookies
 
 PROBE = 15.0
 """Seconds after which a breaker's probe that was never heard of again gives its place back, beyond
@@ -54,14 +54,16 @@ class VendorCall:
     def settle(
         self, *, tokens: int | None = None, ending: Ending = Ending.OK, retry_after: float = 0.0
     ) -> None:
-        """Say what the call cost and how it ended, once it is known.
+        """Say what the call cost and how it ended, once it is known; it takes effect, and the slot
+        returns, when the block ends. Called again, the last word counts; after the block, none does.
 
         tokens       units actually charged by the vendor, ≥ 0
-        ending       `Ending.OVERLOADED` for a 429, `Ending.FAILED` for a failure of the vendor's
+        ending       `Ending.OVERLOADED` for a 429, `Ending.FAILED` for a failure of the vendor's; any
+                     but `OK` stands whatever the block raises
         retry_after  seconds for which the whole fleet shall pause, after a 429
         """
-        used = {} if tokens is None else {"tokens": tokens}
-        self._attempt.end(ending, used=used, cool_down=retry_after)
+        used = {} if tokens is None else {"tokens": max(tokens, 0)}
+        self._attempt.note(ending, used=used, cool_down=retry_after)
 
 
 class Vendor:
@@ -121,10 +123,14 @@ class Vendor:
         timeout = httpx2.Timeout(**settings.timeouts.model_dump())
         pool = settings.connections
         limits = httpx2.Limits(max_connections=pool.max, max_keepalive_connections=pool.keepalive)
-        engine = httpx2.AsyncClient(limits=limits, timeout=timeout, transport=transport)
-        admitting = VendorTransport(name, settings, profile, pipeline, engine=engine, now=now)
+        engine = httpx2.AsyncClient(
+            limits=limits, timeout=timeout, transport=transport, cookies=no_cookies()
+        )
+        admitting = VendorTransport(
+            name, settings, profile, pipeline, engine=engine, reaper=reaper, now=now
+        )
         self.client = httpx2.AsyncClient(
-            base_url=settings.base_url, timeout=timeout, transport=admitting
+            base_url=settings.base_url, timeout=timeout, transport=admitting, cookies=no_cookies()
         )
 
     @asynccontextmanager

@@ -1,0 +1,171 @@
+"""The claims that need no stack: the policy's own check, and the fleet in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from typing import Any
+
+from bench.claims import Claim, Control, Figure
+from bench.stage import POLICY, ROOT, Missing, Stage, headworks, stop
+
+BROKEN = ROOT / "tests" / "policy" / "broken"
+MISTAKES = {
+    "address-above-total": "gateway.per_ip_rate",
+    "bad-rate": 'fairness.endpoints."/chat".rate',
+    "booking-beyond-waiting": "vendors.llm.limiter_timeout",
+    "out-of-range": "service.sla",
+    "password-in-url": "store.url",
+    "pods-without-store": "store",
+    "sla-below-call": "service.sla",
+    "slots-above-connections": "vendors.llm.slots",
+    "unknown-key": "admission.max_inflight",
+    "unknown-tier": "fairness.default_tier",
+}
+"""Each broken policy, and the one place that must be named."""
+SHARE, TRIPS = 0.45, 5.0
+"""What the pod with half of the demand must get at least, and questions per success at most."""
+
+
+async def checked(stage: Stage) -> Claim:
+    """`headworks check` on the shipped policy and on every broken one."""
+    shipped_code, shipped = await _check(str(POLICY))
+    exact, codes = 0, []
+    for path in sorted(BROKEN.glob("*.toml")):
+        code, result = await _check(str(path))
+        codes.append(code)
+        exact += _places(result) == [MISTAKES.get(path.stem)]
+    return Claim(
+        "check",
+        "the check is clean on the shipped policy and names exactly the mistake of each broken one",
+        (
+            Figure(
+                "exit code, shipped policy",
+                shipped_code,
+                "==",
+                0,
+                Control("broken ones, the least", min(codes)),
+            ),
+            Figure(
+                "mistakes found in the shipped policy",
+                len(_places(shipped)),
+                "==",
+                0,
+                Control("in the broken ones", sum(code > 0 for code in codes)),
+            ),
+            Figure("broken policies", len(codes), ">=", 10),
+            Figure("of them, told exactly their mistake", exact, "==", len(codes)),
+        ),
+    )
+
+
+async def _check(file: str) -> tuple[int, dict[str, Any]]:
+    process = await headworks("check", file, "--json")
+    out, _ = await process.communicate()
+    result: dict[str, Any] = json.loads(out)
+    return process.returncode or 0, result
+
+
+def _places(result: dict[str, Any]) -> list[str]:
+    """The settings named, notes left out."""
+    found = [one for one in result.get("findings", ()) if one["severity"] != "note"]
+    return [one["path"] for one in (*result.get("problems", ()), *found)]
+
+
+async def fleet(stage: Stage) -> Claim:
+    """Ten pods on one quota, in a process of its own, because virtual time takes a whole processor."""
+    cells = await _fleet_cells(stage)
+    figures: list[Figure] = []
+    for mechanism in ("bucket", "sliding", "fixed"):
+        mine = [
+            cell for name, cell in cells.items() if name.startswith(mechanism) and name.endswith("ms")
+        ]
+        off = cells[f"{mechanism} off"]
+        figures += [
+            Figure(
+                f"{mechanism}: calls rejected",
+                max(cell["rejected"] for cell in mine),
+                "==",
+                0,
+                Control("limiter off", off["rejected"]),
+            ),
+            Figure(f"{mechanism}: utilisation of its bound", _least(mine, "of_bound"), ">=", 0.99),
+            Figure(f"{mechanism}: store round trips per success", _most(mine, "trips"), "<=", TRIPS),
+            Figure(f"{mechanism}: share of the half-demand pod", _least(mine, "share"), ">=", SHARE),
+        ]
+    tokens, narrow, uneven = cells["tokens"], cells["narrow"], cells["uneven"]
+    divided, eager = cells["uneven divided"], cells["narrow without jitter"]
+    figures += [
+        Figure(
+            "tokens: calls rejected",
+            tokens["rejected"],
+            "==",
+            0,
+            Control("limiter off", cells["tokens off"]["rejected"]),
+        ),
+        Figure("tokens: utilisation of its bound", tokens["of_bound"], ">=", 0.99),
+        Figure(
+            "10 s window: calls rejected",
+            narrow["rejected"],
+            "==",
+            0,
+            Control("paced at L/W, without J", eager["rejected"]),
+        ),
+        Figure("10 s window: utilisation of its bound", narrow["of_bound"], ">=", 0.99),
+        Figure(
+            "uneven demand: utilisation",
+            uneven["of_bound"],
+            ">=",
+            0.95,
+            Control("quota ÷ pods", divided["of_bound"]),
+        ),
+        Figure(
+            "uneven demand: share of the half-demand pod",
+            uneven["share"],
+            ">=",
+            SHARE,
+            Control("quota ÷ pods", divided["share"]),
+        ),
+        Figure(
+            "limiter shapes that appear",
+            len(set().union(*(cell["shapes"] for cell in cells.values()))),
+            "==",
+            2,
+        ),
+    ]
+    return Claim(
+        "fleet",
+        "ten pods on one quota, five times overloaded: the vendor rejects nothing, its quota is used up",
+        tuple(figures),
+        {"cells": cells},
+    )
+
+
+def _least(cells: list[dict[str, Any]], name: str) -> float | None:
+    return min((cell[name] for cell in cells), default=None)
+
+
+def _most(cells: list[dict[str, Any]], name: str) -> float | None:
+    return max((cell[name] for cell in cells), default=None)
+
+
+async def _fleet_cells(stage: Stage) -> dict[str, dict[str, Any]]:
+    options = ("--seed", str(stage.seed), *(("--quick",) if stage.quick else ()))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bench.fleet", *options),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=dict(os.environ),
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    try:
+        out, said = await process.communicate()
+    finally:
+        await stop(process)
+    if process.returncode != 0:
+        raise Missing(f"the fleet ended with {process.returncode}: {said.decode().strip()[-300:]}")
+    cells: dict[str, dict[str, Any]] = json.loads(out)
+    return cells
