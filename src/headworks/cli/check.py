@@ -47,7 +47,9 @@ class Contract:
 
 
 def check(
-    policy: Annotated[Path, typer.Argument(metavar="FILE", help="The policy file.")],
+    policy: Annotated[Path, typer.Argument(metavar="FILE", help="The policy file.")] = Path(
+        "headworks.toml"
+    ),
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Validate a policy and apply the sizing laws.

@@ -19,13 +19,14 @@ from headworks.local.parts import Unusable
 from headworks.local.stack import Stack
 from headworks.local.status import state_folder
 
-EXAMPLE = Path("examples/service/headworks.toml")
-"""The policy of the reference service, used where no other is named and the repository is at hand."""
+USUAL = (Path("headworks.toml"), Path("examples/service/headworks.toml"))
+"""Where the policy is looked for when none is named: here, else the reference service's."""
 
 
 def up(
     policy: Annotated[
-        Path | None, typer.Option("--policy", help="The policy file; default: the reference service's.")
+        Path | None,
+        typer.Option("--policy", help="Default: headworks.toml here, else the reference service's."),
     ] = None,
     pods: Annotated[int, typer.Option("--pods", min=1, max=64, help="How many pods.")] = 2,
     port: Annotated[
@@ -44,9 +45,10 @@ def up(
 
     Example: headworks up --policy headworks.toml --pods 3 --port 8080
     """
-    file = (policy or EXAMPLE).absolute()
-    if policy is None and not file.is_file():
-        fail("there is no policy here to start from; name one with --policy FILE")
+    found = policy or next((usual for usual in USUAL if usual.is_file()), None)
+    if found is None:
+        fail("there is no headworks.toml here to start from; name a policy with --policy FILE")
+    file = found.absolute()
     # The stack brings its own store, so the policy's need not be reachable, or even set, here.
     settings = policy_or_fail(file, {**os.environ, "HEADWORKS_STORE__URL": "valkey://127.0.0.1"})
     port = port or settings.deploy.gateway_port
@@ -94,6 +96,7 @@ async def _run(stack: Stack) -> None:
             task.cancel()
         await asyncio.gather(starting, leaving, return_exceptions=True)
         await stack.stop()
+        Console(stderr=True, highlight=False).print("everything has ended")
 
 
 def _show(stack: Stack) -> None:

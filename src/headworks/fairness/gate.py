@@ -83,6 +83,8 @@ class Fairness:
             detail = "limits cannot be checked at the moment"
             if tightest is not None:
                 detail = f"{rule} allows {tightest.limit} per {tightest.window:g} s"
+            if verdict.degraded:
+                detail += "; while the shared store is away, this pod keeps to its own part of it"
             raise QuotaExceeded(
                 detail, retry_after=verdict.retry_after, limit=rule or None, verdict=verdict
             )

@@ -16,7 +16,6 @@ import heapq
 import math
 import random
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 from headworks.cleanup import Reaper
@@ -28,7 +27,8 @@ from headworks.telemetry import Decided, Telemetry, Waited
 from headworks.vendor.gate import GateCache
 from headworks.vendor.grant import Booking, Grant, Ledger
 from headworks.vendor.line import Line, Waiter
-from headworks.vendor.pace import ROOM, Demand, Full, Pace
+from headworks.vendor.outlook import ROOM, Full, Outlook, Place
+from headworks.vendor.pace import Demand, Pace
 from headworks.vendor.quota import Cost, Payment, Quota, minus, missing
 from headworks.vendor.slots import Slots
 from headworks.vendor.smoother import Smoother
@@ -40,18 +40,6 @@ of the demand still holds one booking at ten calls a second."""
 
 TRIM = 1.25
 """By how much the line may be longer than can be served in time before it is cut."""
-
-
-@dataclass(slots=True, eq=False)
-class Place:
-    """What the line holds for one call: its cost, whom to wake, and how long it may stand."""
-
-    cost: dict[str, int]
-    woken: asyncio.Future[Grant]
-    joined_at: float
-    until: float
-    deadline: float
-    timer: asyncio.TimerHandle | None = None
 
 
 SOONEST = 0.001
@@ -98,9 +86,9 @@ class Dispatcher:
         self._number = 0
         self._asking: asyncio.Task[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
-        self._full = ROOM
         self._rounding, self._closed = 1.0, False
         self._pace = Pace(expected_latency / slots.total)
+        self._outlook = Outlook(vendor, gate, self._pace, queue_timeout, rng)
         self._demand = Demand()
         slots.when_freed(self._kick)
 
@@ -135,14 +123,15 @@ class Dispatcher:
         now = loop.time()
         self._demand.arrived(now)
         until = min(now + self._queue_timeout, who.deadline)
-        wait = self._foreseen(self._line.ahead(who.tenant, who.criticality), who.criticality, now)
-        refusal = self._hopeless(cost, until, now)
+        ahead = self._line.ahead(who.tenant, who.criticality)
+        wait = self._outlook.wait(ahead, cost, who.criticality, self._bookings, now)
+        refusal = self._outlook.hopeless(cost, until, now)
         if self._closed:
             refusal = QueueTimeout("the service is shutting down", retry_after=1.0)
         elif now >= who.deadline:
             refusal = DeadlineExceeded()
         elif refusal is None and now + wait > until:
-            refusal = self._too_long(wait)
+            refusal = self._outlook.too_long(wait)
         if refusal is not None:
             self._telemetry.emit(Decided("vendor", False, refusal.reason, self.vendor))
             raise refusal
@@ -154,19 +143,6 @@ class Dispatcher:
         place.timer = loop.call_at(until, self._give_up, waiter)
         return waiter
 
-    def _hopeless(self, cost: Cost, until: float, now: float) -> Refused | None:
-        """The refusal of a call that surely cannot be sent in time, from what this pod knows."""
-        if now + self._gate.wait(now) > until and now < self._gate.look_at:
-            return self._gate.refusal(now)
-        if self._full.room_at > until and self._full.holds(cost):
-            wait = self._full.room_at - now
-            return VendorQuota(
-                f"the quota of vendor '{self.vendor}' has no room for {wait:.1f} s",
-                retry_after=wait,
-                limit=self.vendor,
-            )
-        return None
-
     def _left(self, waiter: Waiter[Place]) -> None:
         """A caller was cancelled: out of the line, and back with what it had just been handed."""
         woken = waiter.payload.woken
@@ -174,16 +150,6 @@ class Dispatcher:
             woken.result().give_back()
         self._out(waiter)
         self._kick()  # the next in line may cost less
-
-    def _foreseen(self, ahead: int, criticality: Criticality, now: float) -> float:
-        """Seconds until a call of this class with so many ahead of it is likely to be sent."""
-        if ahead < len(self._bookings):
-            return max(heapq.nsmallest(ahead + 1, self._bookings)[-1].due - now, 0.0)
-        first = max((booking.due for booking in self._bookings), default=now)
-        if not self._bookings and self._full.ask_at > now:
-            first = self._full.room_at
-        behind = ahead - len(self._bookings)
-        return max(first - now, 0.0) + self._pace.wait(behind, criticality, now)
 
     def _give_up(self, waiter: Waiter[Place]) -> None:
         """The time in line is over."""
@@ -193,9 +159,8 @@ class Dispatcher:
         elif self._gate.wait(now) > 0:
             self._refuse(waiter, self._gate.refusal(now))
         else:
-            criticality = waiter.criticality
-            self._pace.in_vain(criticality, waiter.payload.joined_at, now)
-            self._refuse(waiter, self._too_long(self._foreseen(len(self._line), criticality, now)))
+            self._pace.in_vain(waiter.criticality, waiter.payload.joined_at, now)
+            self._refuse(waiter, self._outlook.too_long(self._tail(waiter.criticality, now)))
         self._kick()
 
     def _refuse(self, waiter: Waiter[Place], refusal: Refused) -> None:
@@ -209,33 +174,31 @@ class Dispatcher:
         if waiter.payload.timer is not None:
             waiter.payload.timer.cancel()
 
-    def _too_long(self, wait: float) -> QueueTimeout:
-        return QueueTimeout(
-            f"the wait for vendor '{self.vendor}' is about {wait:.1f} s, "
-            f"and at most {self._queue_timeout:g} s are waited",
-            retry_after=max(wait - self._queue_timeout, 0.0) + self._rng.uniform(1.0, 2.0),
-        )
-
     def _turn_away(self) -> None:
         """Refuse at once everyone whose time will be up before the vendor can be called again."""
         now = asyncio.get_running_loop().time()
-        latest = max(now + self._gate.wait(now), self._full.room_at)
+        latest = max(now + self._gate.wait(now), self._outlook.full.room_at)
         for waiter in self._line.waiters():
             if waiter.payload.until >= latest:
                 continue
-            refusal = self._hopeless(waiter.payload.cost, waiter.payload.until, now)
+            refusal = self._outlook.hopeless(waiter.payload.cost, waiter.payload.until, now)
             if refusal is not None:
                 self._refuse(waiter, refusal)
+
+    def _tail(self, criticality: Criticality, now: float) -> float:
+        """Seconds until the end of the line is likely to be served."""
+        return self._outlook.wait(len(self._line), {}, criticality, self._bookings, now)
 
     def _trim(self) -> None:
         """More stand in line than the pace now known can serve in time: refuse the last of them now."""
         now = asyncio.get_running_loop().time()
-        if self._foreseen(len(self._line), Criticality.CRITICAL, now) < TRIM * self._queue_timeout:
+        if self._tail(Criticality.CRITICAL, now) < TRIM * self._queue_timeout:
             return
         for ahead, waiter in enumerate(self._line.in_order()):
-            wait = self._foreseen(ahead, Criticality.CRITICAL, now)
-            if now + wait > waiter.payload.until + (TRIM - 1.0) * self._queue_timeout / 2:
-                self._refuse(waiter, self._too_long(wait))
+            place, top = waiter.payload, Criticality.CRITICAL  # whom nobody overtakes
+            wait = self._outlook.wait(ahead, place.cost, top, self._bookings, now)
+            if now + wait > place.until + (TRIM - 1.0) * self._queue_timeout / 2:
+                self._refuse(waiter, self._outlook.too_long(wait))
 
     # -- booking: steps 8 to 10 ------------------------------------------------------------------
 
@@ -249,8 +212,8 @@ class Dispatcher:
         now = asyncio.get_running_loop().time()
         shut = min(self._gate.wait(now), self._gate.look_at - now)
         wait = max(shut, self._smoother.wait(now))
-        if self._full.holds(next_up.payload.cost):
-            wait = max(wait, self._full.ask_at - now)
+        if self._outlook.full.holds(next_up.payload.cost):
+            wait = max(wait, self._outlook.full.ask_at - now)
         if wait > 0:
             self._wake_at(now + wait)
         elif self._slots.pledge_nowait():
@@ -274,7 +237,7 @@ class Dispatcher:
         if task.exception() is not None:  # a bug, not a store's outage: say so, and do not spin
             message = f"booking for vendor '{self.vendor}' failed"
             loop.call_exception_handler({"message": message, "exception": task.exception()})
-            self._full = Full({}, 0.0, loop.time() + 1.0)
+            self._outlook.full = Full({}, 0.0, loop.time() + 1.0)
         self._serve()
 
     async def _book(self, waiter: Waiter[Place]) -> None:
@@ -331,9 +294,9 @@ class Dispatcher:
         if gate is not None:
             self._gate.hear(verdict, now, known)
         self._demand.heard(verdict.demand)
-        self._pace.bound(verdict, cost, self._quota.spacing(cost) / self._demand.share)
+        self._pace.heard(verdict, self._quota.spacing(cost) / self._demand.share)
         if verdict.allowed:
-            self._full = ROOM
+            self._outlook.full = ROOM
         elif verdict.blocked is not None:
             self._turn_away()
         elif verdict.retry_after == NEVER:
@@ -351,7 +314,7 @@ class Dispatcher:
         """
         horizon, wait = self._quota.horizon, max(wait, SOONEST)
         spread = self._rng.uniform(0.0, (self._replicas - 1) * min(self._quota.interval, 1.0))
-        self._full = Full(cost, now + wait + horizon, now + wait + min(spread, horizon))
+        self._outlook.full = Full(cost, now + wait + horizon, now + wait + min(spread, horizon))
         self._turn_away()
 
     # -- sending: step 11 ------------------------------------------------------------------------

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 
 from headworks.current import Criticality
-from headworks.vendor.quota import Cost, missing
-from headworks.verdict import Verdict
+from headworks.verdict import NEVER, Verdict
 
 REPORT_EVERY = 1.0
 """Seconds between two reports of this pod's demand."""
@@ -17,30 +15,15 @@ HALF_LIFE = 5.0
 """Seconds after which an arrival counts half in this pod's demand."""
 
 
+SMOOTH = 0.1
+"""The weight of the newest in the mean spacing."""
+
 CAUTION = 1.25
 MOST_CAUTION = 4.0
 FORGET = 60.0
 
 CROWDED = 0.98
 """The part of the pace that higher classes are thought to take at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Full:
-    """The quota has no room for a cost before `room_at` (loop's clock), nor for anything costlier.
-
-    ask_at  when it is worth asking for it again
-    """
-
-    cost: dict[str, int]
-    room_at: float
-    ask_at: float
-
-    def holds(self, cost: Cost) -> bool:
-        return not missing(self.cost, cost)
-
-
-ROOM = Full({}, 0.0, 0.0)
 
 
 class Pace:
@@ -57,19 +40,21 @@ class Pace:
     def __init__(self, interval: float, remember: int = 32) -> None:
         self._interval = interval
         self._times: deque[float] = deque(maxlen=remember)
-        self._bound = 0.0
+        self._spacing, self._tight = 0.0, False
         self._joined = {criticality: Level() for criticality in Criticality}
-        self._caution = {criticality: (1.0, -math.inf) for criticality in Criticality}
+        self._caution = dict.fromkeys(Criticality, (1.0, -math.inf))
 
     def joined(self, criticality: Criticality, now: float) -> None:
         """A call of this class has joined the line."""
         self._joined[criticality].arrived(now)
 
-    def bound(self, verdict: Verdict, cost: Cost, spacing: float) -> None:
-        """The quota alone spaces this lane's calls so; that binds once nothing is left of it."""
-        if verdict.blocked is None:
-            room = verdict.allowed and all(state.remaining > 0 for state in verdict.limits)
-            self._bound = 0.0 if room else spacing
+    def heard(self, verdict: Verdict, spacing: float) -> None:
+        """A verdict on a cost whose like, at this lane's part of the quota, go `spacing` seconds apart."""
+        if verdict.blocked is not None or verdict.retry_after == NEVER:
+            return
+        self._tight = not verdict.allowed or any(state.remaining <= 0 for state in verdict.limits)
+        if verdict.allowed:
+            self._spacing += ((spacing - self._spacing) * SMOOTH) if self._spacing else spacing
 
     def served(self, now: float, *, busy: bool) -> None:
         """A call left the line at `now`; the line is `busy` if others still wait."""
@@ -83,7 +68,8 @@ class Pace:
         interval = self._interval
         if len(self._times) >= 4:
             interval = (now - self._times[0]) / len(self._times)
-        interval = max(interval, self._bound)
+        if self._tight:
+            interval = max(interval, self._spacing)
         higher = sum(level.now(now) for other, level in self._joined.items() if other > criticality)
         overtaken = 1.0 - min(higher * interval, CROWDED)
         return ahead * interval / overtaken * self._cautious(criticality, now)

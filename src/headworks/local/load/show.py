@@ -47,15 +47,17 @@ def live(report: Report, duration: float) -> RenderableType:
 
 def closing(report: Report) -> RenderableType:
     """The closing tables."""
-    parts: list[RenderableType] = [decisions(report), crowds(report), latencies(report)]
+    parts: list[RenderableType] = []
+    if report.late > 0.5:
+        late = f"This machine was too slow: requests were sent up to {report.late:.1f} s late. "
+        parts.append(Text(late + "Latencies and shares below say little.", style="red"))
+    parts += [decisions(report), crowds(report), latencies(report)]
     if report.vendors:
         parts.append(vendors(report))
     if report.unsent:
         parts.append(
             Text(f"{report.unsent} requests were due but not sent: too many under way", style="red")
         )
-    if report.late > 0.5:
-        parts.append(Text(f"the generator itself was up to {report.late:.1f} s late", style="red"))
     return Group(*parts)
 
 
