@@ -53,7 +53,7 @@ async def keys(stage: Stage) -> Claim:
     names = [f"nobody-{random.Random(stage.seed).getrandbits(64)}-{n}" for n in range(CALLS)]
     invented = await _served(stack, STRANGER, [{"X-API-Key": name} for name in names])
     known = await _served(stack, OTHER, [{"X-API-Key": f"free-{30 + n}"} for n in range(CALLS)])
-    odd = [await asyncio.to_thread(_raw, stack.port, key) for key in ODD_KEYS]
+    odd = await asyncio.gather(*(asyncio.to_thread(_raw, stack.port, key) for key in ODD_KEYS))
     longest = await _longest_store_key(stack)
     return Claim(
         "keys",
@@ -77,7 +77,7 @@ async def keys(stage: Stage) -> Claim:
                 Control("the longest key that was sent", max(map(len, ODD_KEYS))),
             ),
         ),
-        {"statuses of odd keys": odd},
+        {"statuses of odd keys": list(odd)},
     )
 
 
@@ -209,16 +209,20 @@ async def no_store(stage: Stage) -> Claim:
             warned = "pods start degraded" in stack.said.read_text(encoding="utf-8")
             state = await _store_state(stack)
             async with client(base_url=stack.url) as asking:
-                answers = [await chat(asking, f"pro-{n}") for n in range(1, 6)]
+                answers = await _patiently(asking, "enterprise-1")
     statuses = [answer.status_code for answer in answers]
+    unexplained = sum(
+        answer.status_code != 200 and "retry-after" not in answer.headers for answer in answers
+    )
     return Claim(
         "no-store",
-        "Valkey is down at the start: the stack says so, and pods start degraded and serve",
+        "Valkey is down at the start: the stack says so, and pods start degraded and "
+        "serve whoever waits as told",
         (
             Figure("the stack says so", warned, "==", 1),
             Figure("pods that are ready and degraded", state, "==", 2, Control("with Valkey", up)),
-            Figure("of five calls, served", statuses.count(200), "==", 5),
-            Figure("of five calls, 500", statuses.count(500), "==", 0),
+            Figure("a client that waits as it is told is served", statuses[-1], "==", 200),
+            Figure("refusals without Retry-After", unexplained, "==", 0),
         ),
         {"statuses": statuses},
     )
@@ -237,6 +241,15 @@ def _write_sleeping_valkey(folder: Path) -> None:
         f"def get_binary_path(): return {str(binary)!r}",
     )
     (package / "_binary.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+async def _patiently(asking: httpx2.AsyncClient, key: str) -> list[httpx2.Response]:
+    """Ask, wait as long as the refusal says, ask again; six times at most."""
+    answers = [await chat(asking, key)]
+    while answers[-1].status_code != 200 and len(answers) < 6:
+        await asyncio.sleep(min(10, int(answers[-1].headers.get("retry-after", 1))))
+        answers.append(await chat(asking, key))
+    return answers
 
 
 async def _store_state(stack: Stack) -> int:

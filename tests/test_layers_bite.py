@@ -27,6 +27,7 @@ from headworks.limits import breaker
 from headworks.vendor import slots as vendor_slots
 from headworks.vendor.gate import GateCache
 from headworks.vendor.line import Line, Waiter
+from headworks.vendor.pace import Pace
 from headworks.vendor.quota import Quota
 from headworks.vendor.retry import Retry
 from headworks.vendor.smoother import Smoother
@@ -121,6 +122,9 @@ def first_come_first_served(patch: Patch) -> None:
 
     patch.setattr(Line, "join", alike)
     patch.setattr(Line, "ahead", lambda self, tenant, criticality: len(self))
+    wait = Pace.wait
+    alike_too = Criticality.DEFAULT  # nor does the estimate of the time in it
+    patch.setattr(Pace, "wait", lambda self, ahead, _, now: wait(self, ahead, alike_too, now))
 
 
 def no_slots(patch: Patch) -> None:

@@ -95,7 +95,7 @@ class House:
             "llm",
             VendorSettings.model_validate(table | {"profile": profile}),
             profile_named(profile),
-            store=store or self.store,
+            store=self.store if store is None else store,
             telemetry=Telemetry(self.sink),
             reaper=self.reaper,
             pod=pod,

@@ -24,6 +24,7 @@ from headworks.errors import DeadlineExceeded, QueueTimeout, Refused, VendorQuot
 from headworks.limits.breaker import BreakerRules
 from headworks.store.protocol import Gate, Question, Store
 from headworks.telemetry import Decided, Telemetry, Waited
+from headworks.vendor.alarm import Alarm
 from headworks.vendor.gate import GateCache
 from headworks.vendor.grant import Booking, Grant, Ledger
 from headworks.vendor.line import Line, Waiter
@@ -41,6 +42,9 @@ of the demand still holds one booking at ten calls a second."""
 TRIM = 1.25
 """By how much the line may be longer than can be served in time before it is cut."""
 
+
+TOLERANCE = 0.02
+"""Seconds that a call may be sent after its booking's time at least, whatever jitter the policy has."""
 
 SOONEST = 0.001
 """Seconds at least before a refused question is asked again."""
@@ -65,6 +69,7 @@ class Dispatcher:
         replicas: int,
         queue_timeout: float,
         expected_latency: float,
+        jitter: float,
         rng: random.Random,
     ) -> None:
         self.vendor, self._quota, self._gate, self._slots = vendor, quota, gate, slots
@@ -85,7 +90,9 @@ class Dispatcher:
         self._bookings: list[Booking] = []
         self._number = 0
         self._asking: asyncio.Task[None] | None = None
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._serve)
+        self._tolerance = max(jitter, TOLERANCE)
+        self.late = 0
         self._rounding, self._closed = 1.0, False
         self._pace = Pace(expected_latency / slots.total)
         self._outlook = Outlook(vendor, gate, self._pace, queue_timeout, rng)
@@ -133,13 +140,13 @@ class Dispatcher:
         elif refusal is None and now + wait > until:
             refusal = self._outlook.too_long(wait)
         if refusal is not None:
-            self._telemetry.emit(Decided("vendor", False, refusal.reason, self.vendor))
+            self._decided(who.criticality, refusal)
             raise refusal
         place = Place(cost, loop.create_future(), now, until, who.deadline)
         units = max(cost.get("tokens", 0), cost.get("input_tokens", 0) + cost.get("output_tokens", 0))
         waiter = Waiter(place, who.tenant, who.criticality, max(units, 1), who.weight)
         self._line.join(waiter)
-        self._pace.joined(who.criticality, now)
+        self._pace.joined(waiter.criticality, now)
         place.timer = loop.call_at(until, self._give_up, waiter)
         return waiter
 
@@ -166,8 +173,13 @@ class Dispatcher:
     def _refuse(self, waiter: Waiter[Place], refusal: Refused) -> None:
         self._out(waiter)
         if not waiter.payload.woken.done():
-            self._telemetry.emit(Decided("vendor", False, refusal.reason, self.vendor))
+            self._decided(waiter.criticality, refusal)
             waiter.payload.woken.set_exception(refusal)
+
+    def _decided(self, criticality: Criticality, refusal: Refused | None = None) -> None:
+        reason = refusal.reason if refusal else ""
+        name = criticality.name.lower()
+        self._telemetry.emit(Decided("vendor", refusal is None, reason, self.vendor, name))
 
     def _out(self, waiter: Waiter[Place]) -> None:
         self._line.leave(waiter)
@@ -215,7 +227,7 @@ class Dispatcher:
         if self._outlook.full.holds(next_up.payload.cost):
             wait = max(wait, self._outlook.full.ask_at - now)
         if wait > 0:
-            self._wake_at(now + wait)
+            self._alarm.set(now + wait)
         elif self._slots.pledge_nowait():
             self._start(self._book(next_up))
 
@@ -245,14 +257,12 @@ class Dispatcher:
         cost = waiter.payload.cost
         booking: Booking | None = None
         try:
-            verdict, payment = await self._ask(cost, waiter, self._shared_gate)
+            verdict, payment, due = await self._ask(cost, waiter, self._shared_gate)
             self._trim()
             if verdict.allowed:
-                now = asyncio.get_running_loop().time()
-                self._smoother.pass_one(now)
+                self._smoother.pass_one(asyncio.get_running_loop().time())
                 self._number += 1
                 self._rounding = self._rng.random()  # a fraction of a booking is one now and then
-                due = now + verdict.wait
                 booking = Booking(due, self._number, cost, [payment], verdict.epoch, verdict.probe)
                 heapq.heappush(self._bookings, booking)
         finally:
@@ -263,11 +273,11 @@ class Dispatcher:
         """The head costs more than was booked: pay the difference, and move the booking to then."""
         topped_up = False
         try:
-            verdict, payment = await self._ask(lack, waiter, None)
+            verdict, payment, due = await self._ask(lack, waiter, None)
             if verdict.allowed:
                 booking.cost = minus(booking.cost, minus({}, lack))
                 booking.paid.append(payment)
-                booking.due = max(booking.due, asyncio.get_running_loop().time() + verdict.wait)
+                booking.due = max(booking.due, due)
                 heapq.heappush(self._bookings, booking)
                 topped_up = True
         finally:
@@ -276,18 +286,22 @@ class Dispatcher:
 
     async def _ask(
         self, cost: dict[str, int], waiter: Waiter[Place], gate: Gate | None
-    ) -> tuple[Verdict, Payment]:
+    ) -> tuple[Verdict, Payment, float]:
         """One question about this cost, on behalf of the line; learn from whatever it brings.
+
+        Also returns when to send, on our clock. The store decided between question and answer, so in
+        the middle of the two as far as we can know; an answer that took long makes a late booking.
 
         A top-up asks no gate: it has passed it, and another probe would be lent to nobody.
         """
         loop, known = asyncio.get_running_loop(), self._gate.epoch
+        asked = loop.time()
         question = Question(
             asks=self._quota.asks(cost),
             horizon=self._quota.horizon,
             gate=gate,
             pod=self._pod,
-            demand=self._demand.to_report(loop.time()) if gate is not None else 0.0,
+            demand=self._demand.to_report(asked) if gate is not None else 0.0,
         )
         verdict = await self._store.ask(question)
         now = loop.time()
@@ -304,7 +318,7 @@ class Dispatcher:
             self._refuse(waiter, VendorQuota(f"{detail}: {cost}", limit=self.vendor))
         else:
             self._refused(cost, verdict.retry_after, now)
-        return verdict, Payment(cost, verdict.at_us)
+        return verdict, Payment(cost, verdict.at_us), (asked + now) / 2 + verdict.wait
 
     def _refused(self, cost: dict[str, int], wait: float, now: float) -> None:
         """No send time within the horizon: who cannot wait that long goes, the others ask again then.
@@ -319,18 +333,6 @@ class Dispatcher:
 
     # -- sending: step 11 ------------------------------------------------------------------------
 
-    def _wake_at(self, when: float) -> None:
-        """One alarm, at the earliest moment at which anything can happen."""
-        if self._alarm is not None:
-            if self._alarm.when() <= when:
-                return
-            self._alarm.cancel()
-        self._alarm = asyncio.get_running_loop().call_at(when, self._rang)
-
-    def _rang(self) -> None:
-        self._alarm = None
-        self._serve()
-
     def _serve(self) -> None:
         """Hand every booking that has fallen due to the head of the line; then book on."""
         now = asyncio.get_running_loop().time()
@@ -338,7 +340,9 @@ class Dispatcher:
             head = self._head()
             booking = self._bookings[0]
             lack = missing(head.payload.cost, booking.cost) if head is not None else {}
-            void = head is None or booking.epoch < self._gate.epoch
+            late = now > booking.due + self._tolerance
+            self.late += late
+            void = head is None or late or booking.epoch < self._gate.epoch
             if lack and not void and self._asking is not None:
                 return  # one question at a time: its answer brings us back here
             heapq.heappop(self._bookings)
@@ -349,7 +353,7 @@ class Dispatcher:
             else:
                 self._hand_over(booking, head, now)
         if self._bookings:
-            self._wake_at(self._bookings[0].due)
+            self._alarm.set(self._bookings[0].due)
         self._kick()
 
     def _head(self) -> Waiter[Place] | None:
@@ -364,9 +368,11 @@ class Dispatcher:
         self._out(head)
         self._slots.take_pledged()
         self._pace.served(now, busy=len(self._line) > 0)
-        self._telemetry.emit(Decided("vendor", True, "", self.vendor))
+        self._decided(head.criticality)
         self._telemetry.emit(Waited(self.vendor, now - head.payload.joined_at))
-        head.payload.woken.set_result(Grant(self._ledger, booking, head.payload.cost, now))
+        until = booking.due + self._tolerance
+        grant = Grant(self._ledger, booking, head.payload.cost, at=now, until=until)
+        head.payload.woken.set_result(grant)
 
     def _return(self, booking: Booking) -> None:
         """A booking came to nothing: its slot and everything paid go back."""
@@ -385,7 +391,6 @@ class Dispatcher:
             _, late = await asyncio.wait((asking,), timeout=1.0)
             if late:
                 asking.cancel()
-        if self._alarm is not None:
-            self._alarm.cancel()
+        self._alarm.cancel()
         while self._bookings:
             self._return(heapq.heappop(self._bookings))

@@ -30,8 +30,11 @@ class GateCache:
         self._why = Blocked.OPEN
         self._known = "closed"
 
-    def hear(self, answer: Verdict | Standing, now: float, known: int) -> None:
+    def hear(self, answer: Verdict | Standing, now: float, known: int, cool_down: float = 0.0) -> None:
         """Learn from a reply of the store, received at `now` on the loop's clock.
+
+        A standing does not say why the gate is shut: if it is for no longer than the `cool_down` we had
+        just asked for, that is why; else it is as it was, or the breaker has opened.
 
         `known` is the epoch we knew when we asked. A reply older than that shows that the store itself
         has gone back (a failover loses its last writes) and we go with it: by an epoch that nobody
@@ -41,7 +44,9 @@ class GateCache:
             return
         self.epoch = answer.epoch
         if isinstance(answer, Standing):
-            self._shut(now, answer.shut_for, self._why if answer.shut_for else None)
+            asked_for = 0.0 < answer.shut_for <= cool_down
+            why = Blocked.COOL_DOWN if asked_for else self._why
+            self._shut(now, answer.shut_for, why if answer.shut_for > 0 else None)
         elif answer.blocked is not None:
             self._shut(now, answer.retry_after, answer.blocked)
         elif answer.allowed:

@@ -91,7 +91,8 @@ class Ledger:
         async def tell() -> None:
             known = self._gate.epoch
             standing = await self._store.report(report)
-            self._gate.hear(standing, asyncio.get_running_loop().time(), known)
+            now = asyncio.get_running_loop().time()
+            self._gate.hear(standing, now, known, cool_down)
             if standing.shut_for > 0:
                 self._turned()
 
@@ -101,13 +102,14 @@ class Ledger:
 class Grant:
     """A booking and a slot, held by one call. Ends exactly once: `finish` or `give_back`.
 
-    at  when it was granted, on the loop's clock
+    at     when it was granted, on the loop's clock
+    until  when it must have been sent: later it could meet another call at the vendor
     """
 
-    def __init__(self, ledger: Ledger, booking: Booking, cost: Cost, at: float) -> None:
+    def __init__(self, ledger: Ledger, booking: Booking, cost: Cost, *, at: float, until: float) -> None:
         self._ledger, self._booking, self._cost = ledger, booking, cost
         self._over = False
-        self.at = at
+        self.at, self.until = at, until
 
     def finish(
         self,

@@ -18,9 +18,9 @@ HALF_LIFE = 5.0
 SMOOTH = 0.1
 """The weight of the newest in the mean spacing."""
 
-CAUTION = 1.25
-MOST_CAUTION = 4.0
-FORGET = 60.0
+CAUTION = 1.5
+MOST_CAUTION = 6.0
+FORGET = 120.0
 
 CROWDED = 0.98
 """The part of the pace that higher classes are thought to take at most."""
@@ -49,7 +49,7 @@ class Pace:
         self._joined[criticality].arrived(now)
 
     def heard(self, verdict: Verdict, spacing: float) -> None:
-        """A verdict on a cost whose like, at this lane's part of the quota, go `spacing` seconds apart."""
+        """A verdict; calls of its cost go `spacing` seconds apart at this lane's part of the quota."""
         if verdict.blocked is not None or verdict.retry_after == NEVER:
             return
         self._tight = not verdict.allowed or any(state.remaining <= 0 for state in verdict.limits)

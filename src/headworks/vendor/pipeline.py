@@ -21,8 +21,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from headworks.current import current
-from headworks.errors import CallTimeout, DeadlineExceeded, VendorFailed
+from headworks.current import Current, current
+from headworks.errors import CallTimeout, DeadlineExceeded, QueueTimeout, VendorFailed
 from headworks.limits.breaker import Ending
 from headworks.telemetry import Called, Telemetry
 from headworks.vendor.dispatcher import Dispatcher
@@ -31,6 +31,12 @@ from headworks.vendor.quota import Cost
 from headworks.vendor.retry import Outcome, Retry
 
 A = TypeVar("A")
+
+LATE_AT_MOST = 5
+"""Grants that a call may come to too late before it is refused."""
+
+PAUSE = 1.0
+"""Seconds that a caller refused for that is asked to wait."""
 
 SLOW = 0.8
 """The part of the call timeout that an answer may take to begin before it counts as slow for the
@@ -155,7 +161,7 @@ class Pipeline:
 
     async def _attempt(self, model: str, cost: Cost, exchange: Exchange[A]) -> Sent[A]:
         who = current()
-        grant = await self._lane(model).admit(cost, who)  # 7 to 11
+        grant = await self._admit(model, cost, who)  # 7 to 11
         attempt = Attempt(self, grant, model)
         bound = min(self.call_timeout, who.deadline - grant.at)
         try:
@@ -176,7 +182,7 @@ class Pipeline:
             raise
         if outcome.ending is not Ending.OK:
             cool_down = outcome.retry_after or 0.0 if outcome.ending is Ending.OVERLOADED else 0.0
-            attempt.end(outcome.ending, cool_down=cool_down)
+            attempt.end(outcome.ending, status=outcome.status, cool_down=cool_down)
         return Sent(outcome, attempt, answer)
 
     def _failed(self, attempt: Attempt, exchange: Exchange[A], error: Exception) -> Outcome:
@@ -195,8 +201,16 @@ class Pipeline:
             return Outcome(ending, DeadlineExceeded())
         return Outcome(ending, CallTimeout(f"vendor '{self.vendor}' did not answer within {bound:g} s"))
 
-    def _lane(self, model: str) -> Dispatcher:
-        return self._lanes.get(model) or self._lanes[""]
+    async def _admit(self, model: str, cost: Cost, who: Current) -> Grant:
+        """Steps 7 to 11. A grant that this pod woke up to too late goes back, and the line is joined
+        again: sent now, it could meet another pod's call at the vendor."""
+        lane = self._lanes.get(model) or self._lanes[""]
+        for _ in range(LATE_AT_MOST):
+            grant = await lane.admit(cost, who)
+            if asyncio.get_running_loop().time() <= grant.until:
+                return grant
+            grant.give_back()
+        raise QueueTimeout("this pod is too slow to keep the vendor's times", retry_after=PAUSE)
 
     @asynccontextmanager
     async def hold(self, model: str, cost: Cost) -> AsyncIterator[Attempt]:
@@ -207,7 +221,7 @@ class Pipeline:
         a cancellation does not.
         """
         who = current()
-        grant = await self._lane(model).admit(cost, who)
+        grant = await self._admit(model, cost, who)
         attempt = Attempt(self, grant, model)
         bound = min(self.call_timeout, who.deadline - grant.at)
         try:

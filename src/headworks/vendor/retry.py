@@ -28,12 +28,14 @@ class Outcome:
     refusal      what the caller would be told; None when the vendor answered
     retryable    trying again is safe and may help
     retry_after  seconds the vendor asked us to wait, None if it did not say
+    status       of the vendor's answer, 0 without one
     """
 
     ending: Ending
     refusal: Refused | None = None
     retryable: bool = False
     retry_after: float | None = None
+    status: int = 0
 
 
 class Retry:

@@ -146,12 +146,12 @@ class VendorTransport(httpx2.AsyncBaseTransport):
             wait = after or PAUSE  # none named, or one that is over: it was too early all the same
             detail = f"vendor '{self._vendor}' answered {status}"
             refusal = VendorQuota(detail, retry_after=wait, limit=self._vendor)
-            return Outcome(Ending.OVERLOADED, refusal, retryable=True, retry_after=wait)
+            return Outcome(Ending.OVERLOADED, refusal, retryable=True, retry_after=wait, status=status)
         if status >= 500:
             after = self._retry_after(result.headers)
             detail = f"vendor '{self._vendor}' answered {status}"
             refused = VendorFailed(detail, retry_after=PAUSE if after is None else after)
-            return Outcome(Ending.FAILED, refused, status in RETRYABLE, after)
+            return Outcome(Ending.FAILED, refused, status in RETRYABLE, after, status)
         return Outcome(Ending.OK)
 
     def _judge_error(self, error: Exception, *, patient: bool) -> Outcome:

@@ -33,9 +33,11 @@ the call timeout."""
 
 @dataclass(frozen=True, slots=True)
 class VendorStatistics:
-    """waiting: calls in line · booked: send times held · in_flight, highest_in_flight: calls out ·
+    """late: bookings given back because this pod came to them too late ·
+    waiting: calls in line · booked: send times held · in_flight, highest_in_flight: calls out ·
     free: slots · epoch, shut_for: the gate as last heard, in seconds"""
 
+    late: int
     waiting: int
     booked: int
     in_flight: int
@@ -109,6 +111,7 @@ class Vendor:
                 replicas=replicas,
                 queue_timeout=settings.queue_timeout,
                 expected_latency=settings.expected_latency,
+                jitter=settings.jitter,
                 rng=rng,
             )
             for model in ("", *settings.models)
@@ -151,6 +154,7 @@ class Vendor:
     def statistics(self) -> VendorStatistics:
         """How things stand now."""
         return VendorStatistics(
+            late=sum(lane.late for lane in self._lanes.values()),
             waiting=sum(lane.waiting for lane in self._lanes.values()),
             booked=sum(lane.booked for lane in self._lanes.values()),
             in_flight=self._slots.held,
