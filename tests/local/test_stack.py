@@ -281,7 +281,7 @@ def test_an_unknown_vendor_is_named_with_the_known_ones() -> None:
 
 def test_without_a_policy_it_asks_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "name one with --policy" in refused()
+    assert "name a policy with --policy" in refused()
 
 
 def test_missing_binaries_name_the_extra_to_install(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ async def _run(stack: Stack) -> None:
             task.cancel()
         await asyncio.gather(starting, leaving, return_exceptions=True)
         await stack.stop()
-        Console(stderr=True, highlight=False).print("everything has ended")
+    Console(stderr=True, highlight=False).print("everything has ended")
 
 
 def _show(stack: Stack) -> None:

@@ -47,7 +47,8 @@ def fake_vendor(
 ) -> Command:
     """A vendor that enforces the policy's own quota, the way the policy's profile says it does."""
     argv = (*_headworks(), "fake-vendor", "--host", LOOPBACK, "--port", str(port))
-    argv += ("--arrival-jitter", f"0ms:{round(vendor.jitter * 1000)}ms", *_quota_flags(vendor))
+    # Half of the policy's jitter is the network's, and injected here; half is for the pods' own lag.
+    argv += ("--arrival-jitter", f"0ms:{round(vendor.jitter * 500)}ms", *_quota_flags(vendor))
     return Command(argv, environ, folder / f"vendor-{name}.log", grace=2.0)
 
 

@@ -44,6 +44,9 @@ TRIAL_TIMEOUT = 1.0
 """Seconds for a look: connecting takes longer than deciding."""
 REPORT_TIMEOUT = 1.0
 """Seconds for a report, which nobody waits for."""
+ASK_AGAIN = 0.05
+"""Seconds after which a booking that the store has not answered is worth another question."""
+
 CLOSED_RETRY = 1.0
 """`retry_after` of a refusal by "closed"."""
 
@@ -135,6 +138,10 @@ class LadderStore:
                 self._share.heard(question, verdict)
                 return verdict
         self._degraded += 1
+        if self._trial is None and question.horizon > 0:
+            # Whoever can wait asks again: what was not answered may have been granted, and deciding
+            # alone on top of it would let too much through each time the store hesitates.
+            return Verdict(False, ASK_AGAIN, degraded=True)
         return self._alone(question)
 
     def _alone(self, question: Question) -> Verdict:

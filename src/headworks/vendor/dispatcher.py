@@ -42,6 +42,8 @@ of the demand still holds one booking at ten calls a second."""
 TRIM = 1.25
 """By how much the line may be longer than can be served in time before it is cut."""
 
+LOCAL = 0.5
+"""The part of the jitter that may be this pod's own lateness; the rest is the network's."""
 
 TOLERANCE = 0.02
 """Seconds that a call may be sent after its booking's time at least, whatever jitter the policy has."""
@@ -91,7 +93,7 @@ class Dispatcher:
         self._number = 0
         self._asking: asyncio.Task[None] | None = None
         self._alarm = Alarm(self._serve)
-        self._tolerance = max(jitter, TOLERANCE)
+        self._tolerance = max(jitter * LOCAL, TOLERANCE)
         self.late = 0
         self._rounding, self._closed = 1.0, False
         self._pace = Pace(expected_latency / slots.total)
@@ -109,15 +111,14 @@ class Dispatcher:
         """Bookings that have not fallen due."""
         return len(self._bookings)
 
-    # -- the caller's side: step 7 ---------------------------------------------------------------
-
     async def admit(self, cost: Cost, who: Current) -> Grant:
         """Steps 7 to 11: stand in line until a booking and a slot are ours.
 
         Raises at once when the wait would be too long: `QueueTimeout`, `DeadlineExceeded`,
         `VendorOpen`, `VendorQuota`. Cancelling it at any point leaves nothing behind.
         """
-        waiter = self._enter(dict(cost), who)
+        counted = {unit: units for unit, units in cost.items() if unit in self._quota.units}
+        waiter = self._enter(counted, who)
         self._kick()
         try:
             return await waiter.payload.woken
@@ -313,6 +314,8 @@ class Dispatcher:
             self._outlook.full = ROOM
         elif verdict.blocked is not None:
             self._turn_away()
+        elif verdict.degraded and not verdict.limits:  # no word of the quota: nobody answered
+            self._outlook.full = Full({}, 0.0, now + max(verdict.retry_after, SOONEST))
         elif verdict.retry_after == NEVER:
             detail = f"the call costs more than vendor '{self.vendor}' ever allows at once"
             self._refuse(waiter, VendorQuota(f"{detail}: {cost}", limit=self.vendor))
