@@ -94,3 +94,32 @@ async def test_a_cool_down_is_not_shown_as_an_open_breaker(house: Any) -> None:
     await house.reaper.drain(1)
     refused = await vendor.client.post("/x", json={})
     assert "asked for a pause" in refused.json()["detail"]
+
+
+async def test_a_call_whose_connection_took_too_long_is_not_written(house: Any) -> None:
+    """The last moment at which it can be held back: it goes to the line again, and costs nothing."""
+
+    class Connecting(httpx2.AsyncBaseTransport):
+        connecting = 1.0
+
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            await asyncio.sleep(self.connecting)
+            self.connecting = 0.0
+            await request.extensions["trace"]("http11.send_request_headers.started", {})
+            return await plain.handle_async_request(request)
+
+    plain = house.server
+    house.server = Connecting()
+    vendor = house.vendor()
+    heard = []
+
+    async def theirs(event: str, info: object) -> None:
+        heard.append(event)
+
+    answer = await vendor.client.post("/x", json={}, extensions={"trace": theirs})
+    assert answer.status_code == 200
+    assert len(plain.arrivals) == 1
+    assert len(house.store.asked) == 2
+    assert heard == ["http11.send_request_headers.started"], "and the caller's own trace is told"
+    await house.reaper.drain(1)
+    assert vendor.statistics().in_flight == 0

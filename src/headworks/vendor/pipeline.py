@@ -46,16 +46,21 @@ LONGEST_PAUSE = 300.0
 """Seconds that one answer may pause the fleet for; a vendor that means it says so again."""
 
 
+class TooLate(Exception):
+    """The call was about to be written, but its time has passed: nothing has been sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange(Generic[A]):
     """How to talk to the vendor once admitted.
 
-    send      makes the call; its answer may still hold a body to be read
+    send      makes the call, if it can begin by a time on the loop's clock, else raises `TooLate`; its
+              answer may still hold a body to be read
     judge     names what an answer, or what was raised instead, means
     discard   closes an answer that a retry replaces
     """
 
-    send: Callable[[], Awaitable[A]]
+    send: Callable[[float], Awaitable[A]]
     judge: Callable[[A | Exception], Outcome]
     discard: Callable[[A], None]
 
@@ -160,15 +165,26 @@ class Pipeline:
             self._retry.retrying -= number > 1
 
     async def _attempt(self, model: str, cost: Cost, exchange: Exchange[A]) -> Sent[A]:
+        """One call to the vendor, or none: a grant that came to nothing in time is replaced."""
         who = current()
-        grant = await self._admit(model, cost, who)  # 7 to 11
+        for _ in range(LATE_AT_MOST):
+            grant = await self._admit(model, cost, who)  # 7 to 11
+            try:
+                return await self._send(grant, model, exchange, who)
+            except TooLate:
+                grant.give_back()
+        raise self._too_slow()
+
+    async def _send(self, grant: Grant, model: str, exchange: Exchange[A], who: Current) -> Sent[A]:
         attempt = Attempt(self, grant, model)
         bound = min(self.call_timeout, who.deadline - grant.at)
         try:
             async with asyncio.timeout(bound) as timer:  # 12
-                answer = await exchange.send()  # 13
+                answer = await exchange.send(grant.until)  # 13
             attempt.answered()
             outcome = exchange.judge(answer)
+        except TooLate:
+            raise
         except TimeoutError as error:
             if not timer.expired():
                 return Sent(self._failed(attempt, exchange, error), attempt)
@@ -210,7 +226,11 @@ class Pipeline:
             if asyncio.get_running_loop().time() <= grant.until:
                 return grant
             grant.give_back()
-        raise QueueTimeout("this pod is too slow to keep the vendor's times", retry_after=PAUSE)
+        raise self._too_slow()
+
+    def _too_slow(self) -> QueueTimeout:
+        detail = f"this pod is too slow to keep the times of vendor '{self.vendor}'"
+        return QueueTimeout(detail, retry_after=PAUSE)
 
     @asynccontextmanager
     async def hold(self, model: str, cost: Cost) -> AsyncIterator[Attempt]:

@@ -9,13 +9,15 @@ the same extension.
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import http.cookiejar
 import math
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import httpx2
 
@@ -28,7 +30,7 @@ from headworks.policy.profiles import Profile
 from headworks.policy.settings import VendorSettings
 from headworks.vendor.body import Body
 from headworks.vendor.estimate import Estimate, UsageReader, estimate
-from headworks.vendor.pipeline import Exchange, Pipeline
+from headworks.vendor.pipeline import Exchange, Pipeline, TooLate
 from headworks.vendor.retry import Outcome
 
 REFUSED = "headworks.refused"
@@ -38,6 +40,11 @@ OVERLOADED = frozenset({429, 529})
 RETRYABLE = frozenset({429, 500, 502, 503, 529})
 PAUSE = 1.0
 """Seconds the fleet pauses after a 429 that names no time."""
+
+WRITING = frozenset({"http11.send_request_headers.started", "http2.send_request_headers.started"})
+"""The trace events with which a request begins to go out."""
+
+Trace = Callable[[str, Mapping[str, Any]], Awaitable[None]]
 
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout)
 """The request cannot have reached the vendor, so sending it again is safe."""
@@ -90,7 +97,10 @@ class VendorTransport(httpx2.AsyncBaseTransport):
         expected = estimate(_content(request), self._profile.charges)
         _tighten(request, self._settings)
 
-        async def send() -> httpx2.Response:
+        extensions = dict(request.extensions)
+
+        async def send(until: float) -> httpx2.Response:
+            request.extensions = {**extensions, "trace": _punctual(until, extensions.get("trace"))}
             return await self._engine.send(request, stream=True)
 
         patient = request.extensions["timeout"]["read"] >= self._settings.timeouts.read
@@ -113,15 +123,15 @@ class VendorTransport(httpx2.AsyncBaseTransport):
             reaper=self._reaper,
             settle=lambda reader, whole: self._used(expected, reader, whole),
         )
-        extensions = {key: value for key, value in answer.extensions.items() if key != REFUSED}
+        told = {key: value for key, value in answer.extensions.items() if key != REFUSED}
         headers = list(answer.headers.raw)
         if outcome.refusal is not None:
-            extensions[REFUSED] = outcome.refusal
+            told[REFUSED] = outcome.refusal
             if outcome.retryable:  # our retries are spent; an SDK's would only multiply them
                 headers = [pair for pair in headers if pair[0].lower() != b"x-should-retry"]
                 headers.append((b"x-should-retry", b"false"))
         return httpx2.Response(
-            answer.status_code, headers=headers, stream=body, extensions=extensions, request=request
+            answer.status_code, headers=headers, stream=body, extensions=told, request=request
         )
 
     async def aclose(self) -> None:
@@ -209,6 +219,19 @@ def synthetic(refused: Refused, request: httpx2.Request) -> httpx2.Response:
     return httpx2.Response(
         status, headers=headers, content=content, request=request, extensions={REFUSED: refused}
     )
+
+
+def _punctual(until: float, theirs: Trace | None) -> Trace:
+    """Let nothing be written after `until`: the last moment at which a late call can still be held
+    back, when it has its connection. `theirs` is the caller's own trace, told as ever."""
+
+    async def trace(event: str, info: Mapping[str, Any]) -> None:
+        if event in WRITING and asyncio.get_running_loop().time() > until:
+            raise TooLate
+        if theirs is not None:
+            await theirs(event, info)
+
+    return trace
 
 
 def _content(request: httpx2.Request) -> bytes:

@@ -77,6 +77,7 @@ class FakeVendor:
         self._rng = rng or random.Random(0)
         self._wall = wall
         self._epoch: float | None = None
+        self._latest = 0
         self._app = Starlette(routes=self._routes())
 
     def _routes(self) -> list[Route]:
@@ -134,12 +135,11 @@ class FakeVendor:
         costs = {REQUESTS: 1, TOKENS: tokens, INPUT_TOKENS: tokens}
         return Asked("search", costs, lambda: Answer(wire.search_results(query)))
 
-    def decide(self, asked: Asked) -> Ruling | None:
-        """The decision, at this very moment; None when all concurrent calls are taken."""
+    def decide(self, asked: Asked, now_us: int) -> Ruling | None:
+        """The decision on a call that arrived then; None when all concurrent calls are taken."""
         if self._max_concurrency is not None and self.ledger.in_flight >= self._max_concurrency:
             self.ledger.rejected["concurrency"] += 1
             return None
-        now_us = self.now_us()
         ruling = self.judge.decide(asked.costs, now_us, model=asked.model)
         if ruling.refused_by is None:
             self.ledger.accept(
@@ -149,8 +149,14 @@ class FakeVendor:
             self.ledger.rejected[ruling.refused_by.unit] += 1
         return ruling
 
-    async def wait_arrival(self) -> None:
-        await asyncio.sleep(self.faults.arrival_jitter.sample(self._rng))
+    async def wait_arrival(self) -> int:
+        """Let a call travel; when it arrives, in microseconds. A busy machine that wakes late makes it
+        no later: the vendor's clock is its own."""
+        travel = self.faults.arrival_jitter.sample(self._rng)
+        arrives = round((self.now() + travel) * 1e6)
+        await asyncio.sleep(travel)
+        self._latest = max(self._latest, arrives)
+        return self._latest
 
     async def wait_latency(self) -> None:
         """The latency of a plain answer; for ever when calls hang."""
@@ -225,8 +231,7 @@ class _Endpoint:
             said = wire.error(str(error), "invalid_request_error", param=error.param)
             await _reply(send, 400, said, headers)
             return
-        await vendor.wait_arrival()
-        ruling = vendor.decide(asked)
+        ruling = vendor.decide(asked, await vendor.wait_arrival())
         if ruling is None:
             said = wire.error(
                 "Too many concurrent requests.", "requests", code="concurrency_limit_exceeded"
