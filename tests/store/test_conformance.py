@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -255,7 +254,7 @@ async def test_a_probe_refused_by_a_limit_takes_no_place(opener: Any, clock: Any
         full = Question((Ask("tokens", "{v}:t", TEN, 11),), gate=GATE)
         for _ in range(3):
             assert (await store.ask(full)).blocked is None
-        assert (await store.ask(replace(full, asks=()))).probe == 1
+        assert (await store.ask(full._replace(asks=()))).probe == 1
 
 
 async def test_a_cool_down_stops_the_fleet_and_voids_what_was_booked(opener: Any, clock: Any) -> None:

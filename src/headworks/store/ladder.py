@@ -19,7 +19,6 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Literal
 
@@ -141,7 +140,7 @@ class LadderStore:
         if self._when_down == "share":
             return self._share.decide(question)
         if self._when_down == "open":
-            return self._share.decide(replace(question, asks=()))
+            return self._share.decide(question._replace(asks=()))
         return Verdict(False, CLOSED_RETRY, degraded=True)
 
     async def report(self, report: Report) -> Standing:

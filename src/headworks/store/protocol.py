@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol, Self
 
 from headworks.limits.breaker import BreakerRules, Ending
 from headworks.limits.shapes import Shape
@@ -19,8 +19,7 @@ class StoreDown(Exception):
     """The store did not decide in time or cannot be reached. Never leaves the store's ladder."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """One limit of a question: `cost` units (≥ 0; 0 peeks) of `key`, whose limit has this shape.
 
     `name` is what the verdict calls the limit; it never reaches the store.
@@ -40,8 +39,15 @@ class Gate:
     rules: BreakerRules
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class _Question(NamedTuple):
+    asks: tuple[Ask, ...]
+    horizon: float = 0.0
+    gate: Gate | None = None
+    pod: str = ""
+    demand: float = 0.0
+
+
+class Question(_Question):
     """All that one decision needs: every limit consumes, or none does.
 
     horizon  seconds ahead that a send time may be booked; 0 asks for now. A booking is placed at the
@@ -53,15 +59,19 @@ class Question:
              the whole fleet's. Reports older than 10 s are forgotten.
     """
 
-    asks: tuple[Ask, ...]
-    horizon: float = 0.0
-    gate: Gate | None = None
-    pod: str = ""
-    demand: float = 0.0
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        if len(self.asks) > 1 and len({ask.key for ask in self.asks}) < len(self.asks):
+    def __new__(
+        cls,
+        asks: tuple[Ask, ...],
+        horizon: float = 0.0,
+        gate: Gate | None = None,
+        pod: str = "",
+        demand: float = 0.0,
+    ) -> Self:
+        if len(asks) > 1 and len({ask.key for ask in asks}) < len(asks):
             raise ValueError("a question names each key once: two limits on one key would share a state")
+        return tuple.__new__(cls, (asks, horizon, gate, pod, demand))
 
 
 @dataclass(frozen=True, slots=True)

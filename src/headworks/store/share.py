@@ -58,14 +58,14 @@ class LocalShare:
         """The verdict of this process alone. Its probes have negative numbers, so that their endings
         cannot be taken for those of the shared store's."""
         asks = tuple(self._ours(ask, shared=question.gate is None) for ask in question.asks)
-        verdict = self._store.ask_nowait(replace(question, asks=asks, demand=0.0))
+        verdict = self._store.ask_nowait(question._replace(asks=asks, demand=0.0))
         shapes = zip(question.asks, verdict.limits, strict=False)
         limits = tuple(
-            replace(state, limit=ask.shape.limit, window=ask.shape.period_us / 1_000_000)
+            state._replace(limit=ask.shape.limit, window=ask.shape.period_us / 1_000_000)
             for ask, state in shapes
         )
         epoch = self._epochs.get(question.gate.key, 0) if question.gate is not None else 0
-        return replace(verdict, limits=limits, epoch=epoch, probe=-verdict.probe, degraded=True)
+        return verdict._replace(limits=limits, epoch=epoch, probe=-verdict.probe, degraded=True)
 
     def _ours(self, ask: Ask, *, shared: bool) -> Ask:
         shape = ask.shape
@@ -74,9 +74,9 @@ class LocalShare:
         burst = min(max(ask.cost, 1), most)  # whole costs, one after the other
         unit = Ask(ask.name, ask.key, Bucket(shape.limit, shape.period_us * parts, 1))
         try:
-            ours = replace(ask, shape=Bucket(shape.limit, shape.period_us * parts, burst))
+            ours = ask._replace(shape=Bucket(shape.limit, shape.period_us * parts, burst))
         except ValueError:  # alone it would take more than a hundred days to pay: it never fits
-            ours = replace(unit, cost=ask.cost)
+            ours = unit._replace(cost=ask.cost)
         if ask.key not in self._seen:
             if len(self._seen) >= SEEN:
                 self._seen.clear()
