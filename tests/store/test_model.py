@@ -29,7 +29,10 @@ RULES = BreakerRules(0.5, 4, 10_000_000, 3_000_000, 2, 1_000_000)
 SHAPES: tuple[tuple[str, tuple[Shape, ...]], ...] = (
     ("exact", (Window.of(10, 60), Window.of(6, 60))),
     ("coarse", (Window.of(50, 60), Window(80, W, 7_000_000))),
-    ("bucket", (Bucket.of(59, 60, burst=30), Bucket.of(7, 10, burst=9), Bucket.of(10**7, 60, burst=500))),
+    (
+        "bucket",
+        (Bucket.of(59, 60, burst=30), Bucket.of(7, 10, burst=9), Bucket.of(10**7, 60, burst=500)),
+    ),
     ("steady", (Bucket.of(59, 60, burst=7),)),
 )
 PAUSES = (0, 1, 1_000, 999_999, 3_000_000, 20_000_000, 61_000_000)
@@ -108,9 +111,9 @@ class ExactLog:
     def take(self, question: Question, verdict: Verdict) -> None:
         for ask in question.asks:
             self.spent.setdefault(ask.key, []).append([verdict.at_us, ask.cost])
-            if ask.key == "steady":
+            if ask.key == "steady" and ask.cost:  # a peek that rides on a later booking moves nothing
                 tat = max(self.tat.get(ask.key, Fraction(0)), Fraction(verdict.at_us))
-                self.tat[ask.key] = tat + ask.cost * _pace(ask.shape) if ask.cost else tat
+                self.tat[ask.key] = tat + ask.cost * _pace(ask.shape)
 
     def correct(self, ask: Ask, units: int, at: int) -> bool:
         """Whether one spending of that time could carry the correction, and then did."""
