@@ -14,26 +14,29 @@ local REMEMBERED = 3600000000
 
 local gate = {}
 
-function gate.write(key, s, r, now, margin)
+function gate.pack(s)
   local v = {s.epoch, s.open, s.cool, s.successes, s.numbered, #s.counts}
-  local forgotten = max(now + r[3], s.cool, s.open)
   for _, count in ipairs(s.counts) do
     for part = 1, 3 do table.insert(v, count[part]) end
   end
   for _, probe in ipairs(s.probes) do
     table.insert(v, probe[1])
     table.insert(v, probe[2])
-    forgotten = max(forgotten, probe[2])
   end
-  keep(key, cmsgpack.pack(unpack(v)), forgotten + REMEMBERED, now, margin)
+  return cmsgpack.pack(unpack(v))
 end
 
-function gate.read(key, r, now, margin)
-  local raw = redis.call('GET', key)
+-- When the state may be dropped.
+function gate.clears(s, r, now)
+  local moves = max(now + r[3], s.cool, s.open)
+  for _, probe in ipairs(s.probes) do moves = max(moves, probe[2]) end
+  return moves + REMEMBERED
+end
+
+function gate.read(raw, now)
   local s = {open = 0, cool = 0, successes = 0, numbered = 0, counts = {}, probes = {}}
   if not raw then
-    s.epoch = floor(now / 1000)
-    gate.write(key, s, r, now, margin)
+    s.epoch, s.new = floor(now / 1000), true
     return s
   end
   local v = {cmsgpack.unpack(raw)}

@@ -18,5 +18,5 @@ if not redis.call('ZSCORE', key, holder) and redis.call('ZCARD', key) >= limit t
 redis.call('ZADD', key, string.format('%d', now + ttl), holder)
 local last = redis.call('ZREVRANGE', key, 0, 0, 'WITHSCORES')
 local longest = math.ceil((tonumber(last[2]) - now) / 1000)
-redis.call('PEXPIRE', key, string.format('%d', max(1, longest + margin)))
+redis.call('PEXPIRE', key, string.format('%d', math.max(1, longest + margin)))
 return 1
