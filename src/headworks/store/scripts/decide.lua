@@ -29,17 +29,22 @@
 
 local now, margin = clock(tonumber(ARGV[1]))
 local out, used = {packed('<i8', now)}, 1
+local gate, rare -- made when first needed
 
--- States: read from the server once, changed in here, written at the end.
-local raws = #KEYS > 0 and redis.call('MGET', unpack(KEYS)) or {}
-local held, shape_of, numbers_of, written = {}, {}, {}, {}
+-- States: read from the server once, changed in here, written at the end. A limit, or a gate, that
+-- changed a state is {shape, cost, numbers}; the last one's numbers say how long the state is kept.
+local raws = KEYS[1] and redis.call('MGET', unpack(KEYS))
+local held, changed_by, changed = {}, {}, {}
 
 -- MGET says nothing about a value of another type; GET raises.
-local missing = {}
+local foreign, missing = false, nil
 for i = 1, #KEYS do
-  if not raws[i] then missing[#missing + 1] = KEYS[i] end
+  if not raws[i] then
+    missing = missing or {}
+    missing[#missing + 1] = KEYS[i]
+  end
 end
-local foreign = #missing > 0 and redis.call('EXISTS', unpack(missing)) > 0
+if missing then foreign = redis.call('EXISTS', unpack(missing)) > 0 end
 
 local function state(i, shape)
   local key = KEYS[i]
@@ -51,62 +56,9 @@ local function state(i, shape)
   return s
 end
 
-local function changed(key, shape, numbers)
-  if not shape_of[key] then written[#written + 1] = key end
-  shape_of[key], numbers_of[key] = shape, numbers
-end
-
-local function write_all()
-  for i = 1, #written do
-    local key = written[i]
-    local shape, s = shape_of[key], held[key]
-    local over = shape.clears(s, numbers_of[key], now)
-    if over > now then
-      keep(key, shape.pack(s), over, now, margin)
-    else
-      redis.call('DEL', key)
-    end
-  end
-end
-
-local function taken_apart(text)
-  local kind, gated, books, demands, i = unpacked('<c1BBB', text)
-  local form = {report = kind == 'r', books = books == 1, demands = demands == 1, limits = {}}
-  if gated == 1 then
-    form.rules = {unpacked('<dddddd', text, i)}
-    i = form.rules[7]
-  end
-  local limits = form.limits
-  while i <= #text do
-    local shape, cost, p1, p2, p3, after = unpacked('<c1dddd', text, i)
-    limits[#limits + 1], i = {shapes[shape], cost, {p1, p2, p3}}, after
-  end
-  local each = form.report and 2 or 0
-  form.keys = #limits + (gated == 1 and 1 or 0) + demands
-  form.arguments = books + 2 * demands + each * #limits + (form.report and gated == 1 and 4 or 0)
-  return form
-end
-
--- Every pod's demand that is not older than ten seconds, together.
-local function demanded(where, units, pod)
-  redis.call('HSET', where, pod, string.format('%d:%d', units, now))
-  redis.call('PEXPIRE', where, string.format('%d', 10000 + margin))
-  local reports, total = redis.call('HGETALL', where), 0
-  for i = 1, #reports, 2 do
-    local reported, at = string.match(reports[i + 1], '(%d+):(%d+)')
-    if tonumber(at) <= now - 10000000 then
-      redis.call('HDEL', where, reports[i])
-    else
-      total = total + tonumber(reported)
-    end
-  end
-  return total
-end
-
-local function gate_of(i, form)
-  local s = state(i, gate)
-  if s.new then changed(KEYS[i], gate, form.rules) end
-  return s
+local function change(key, limit)
+  if not changed_by[key] then changed[#changed + 1] = key end
+  changed_by[key] = limit
 end
 
 local function say(text)
@@ -114,34 +66,100 @@ local function say(text)
   out[used] = text
 end
 
-local function blocked_question(form, blocked, wait, epoch, demand)
-  say(packed('<i8i8i8i8', blocked, wait, epoch, 0))
-  if form.demands then say(packed('<i8', demand)) end
-  for _ = 1, #form.limits do say(packed('<i8i8i8', 0, 0, 0)) end
+local function taken_apart(text)
+  local kind, gated, books, demands, i = unpacked('<c1BBB', text)
+  local form = {report = kind == 'r', books = books == 1, demands = demands == 1}
+  if gated == 1 then
+    gate = gate or make_gate()
+    local rules = {unpacked('<dddddd', text, i)}
+    form.gate, i = {gate, 0, rules}, rules[7]
+  end
+  local n = 0
+  while i <= #text do
+    local shape, cost, p1, p2, p3, after = unpacked('<c1dddd', text, i)
+    n, i = n + 1, after
+    form[n] = {shape_named(shape), cost, {p1, p2, p3}}
+  end
+  form.keys, form.arguments = n + gated + demands, books + 2 * demands
+  if form.report then form.arguments = 2 * n + 4 * gated end
+  return form
+end
+
+-- What most calls do without.
+local function make_rare()
+  local rare = {}
+
+  -- Every pod's demand that is not older than ten seconds, together.
+  function rare.demand(where, units, pod)
+    redis.call('HSET', where, pod, string.format('%d:%d', units, now))
+    redis.call('PEXPIRE', where, string.format('%d', 10000 + margin))
+    local reports, total = redis.call('HGETALL', where), 0
+    for i = 1, #reports, 2 do
+      local reported, at = string.match(reports[i + 1], '(%d+):(%d+)')
+      if tonumber(at) <= now - 10000000 then
+        redis.call('HDEL', where, reports[i])
+      else
+        total = total + tonumber(reported)
+      end
+    end
+    return total
+  end
+
+  function rare.gate(i, form)
+    local s = state(i, gate)
+    if s.new then change(KEYS[i], form.gate) end
+    return s
+  end
+
+  function rare.blocked(form, why, wait, epoch, demand)
+    say(packed('<i8i8i8i8', why, wait, epoch, 0))
+    if form.demands then say(packed('<i8', demand)) end
+    for _ = 1, #form do say(packed('<i8i8i8', 0, 0, 0)) end
+  end
+
+  function rare.report(form, k, a)
+    local where, s = k + #form, nil
+    for i = 1, #form do state(k + i - 1, form[i][1]) end -- what cannot be read fails before it moves
+    if form.gate then s = rare.gate(where, form) end
+    for i = 1, #form do
+      local key, limit = KEYS[k + i - 1], form[i]
+      limit[1].correct(held[key], limit[3], tonumber(ARGV[a]), tonumber(ARGV[a + 1]), now)
+      change(key, limit)
+      a = a + 2
+    end
+    if not s then return end
+    local ending, epoch, probe = tonumber(ARGV[a]), tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2])
+    local cool_down, rules = tonumber(ARGV[a + 3]), form.gate[3]
+    if ending > 0 then gate.ended(s, rules, now, ending, epoch, probe) end
+    gate.cool_down(s, now, cool_down)
+    if ending > 0 or cool_down > 0 then change(KEYS[where], form.gate) end
+    say(packed('<i8i8', s.epoch, max(now, s.cool, s.open) - now))
+  end
+
+  return rare
 end
 
 -- k: the first of its keys, a: the first of its arguments.
 local function question(form, k, a)
-  local horizon, demand, s, probe = 0, 0, nil, 0
-  local limits, first = form.limits, k
+  local horizon, demand, s, probe, first = 0, 0, nil, 0, k
   if form.books then
     horizon = tonumber(ARGV[a])
     a = a + 1
   end
-  if form.rules then
-    local blocked, wait
-    s, first = gate_of(k, form), k + 1
-    if form.demands then demand = demanded(KEYS[first], tonumber(ARGV[a]), ARGV[a + 1]) end
-    blocked, wait, probe = gate.admit(s, form.rules, now)
-    if blocked > 0 then return blocked_question(form, blocked, wait, s.epoch, demand) end
-  elseif form.demands then
-    demand = demanded(KEYS[first], tonumber(ARGV[a]), ARGV[a + 1])
+  if form.gate then s, first = rare.gate(k, form), k + 1 end
+  if form.demands then
+    demand = rare.demand(KEYS[first], tonumber(ARGV[a]), ARGV[a + 1])
+    first = first + 1
   end
-  if form.demands then first = first + 1 end
+  if s then
+    local why, wait
+    why, wait, probe = gate.admit(s, form.gate[3], now)
+    if why > 0 then return rare.blocked(form, why, wait, s.epoch, demand) end
+  end
 
   local at, never, times = now, false, {}
-  for i = 1, #limits do
-    local limit = limits[i]
+  for i = 1, #form do
+    local limit = form[i]
     local time = limit[1].earliest(state(first + i - 1, limit[1]), limit[3], limit[2], now)
     times[i] = time
     if time > at then at = time elseif time < 0 then never = true end
@@ -149,62 +167,55 @@ local function question(form, k, a)
   local allowed = not never and at <= now + horizon
   if allowed then
     if probe > 0 then
-      gate.lease(s, form.rules, now, at)
-      changed(KEYS[k], gate, form.rules)
+      gate.lease(s, form.gate[3], now, at)
+      change(KEYS[k], form.gate)
     end
-    for i = 1, #limits do
-      local limit, key = limits[i], KEYS[first + i - 1]
+    for i = 1, #form do
+      local limit, key = form[i], KEYS[first + i - 1]
       if limit[2] > 0 then
         limit[1].spend(held[key], limit[3], limit[2], at, now)
-        changed(key, limit[1], limit[3])
+        change(key, limit)
       end
     end
   end
 
   if s then say(packed('<i8i8i8i8', 0, 0, s.epoch, allowed and probe or 0)) end
   if form.demands then say(packed('<i8', demand)) end
-  for i = 1, #limits do
-    local shape, p, l = limits[i][1], limits[i][3], held[KEYS[first + i - 1]]
+  for i = 1, #form do
+    local shape, p, l = form[i][1], form[i][3], held[KEYS[first + i - 1]]
     local wait = times[i] < 0 and -1 or times[i] - now
     say(packed('<i8i8i8', shape.remaining(l, p, now), shape.clears(l, p, now) - now, wait))
   end
 end
 
-local function report(form, k, a)
-  local limits = form.limits
-  local where, rules, s = k + #limits, form.rules, nil
-  for i = 1, #limits do state(k + i - 1, limits[i][1]) end
-  if rules then s = gate_of(where, form) end
-  for i = 1, #limits do
-    local key, shape, p = KEYS[k + i - 1], limits[i][1], limits[i][3]
-    shape.correct(held[key], p, tonumber(ARGV[a]), tonumber(ARGV[a + 1]), now)
-    changed(key, shape, p)
-    a = a + 2
-  end
-  if not rules then return end
-  local ending, epoch, probe = tonumber(ARGV[a]), tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2])
-  local cool_down = tonumber(ARGV[a + 3])
-  if ending > 0 then gate.ended(s, rules, now, ending, epoch, probe) end
-  gate.cool_down(s, now, cool_down)
-  if ending > 0 or cool_down > 0 then changed(KEYS[where], gate, rules) end
-  say(packed('<i8i8', s.epoch, max(now, s.cool, s.open) - now))
-end
-
-local forms, failures, number, a, k = {}, {}, 0, 2, 1
+local forms, failures, number, a, k = {}, nil, 0, 2, 1
 while ARGV[a] do
   local form, before = forms[ARGV[a]], used
   if not form then
     form = taken_apart(ARGV[a])
     forms[ARGV[a]] = form
+    if form.report or form.gate or form.demands then rare = rare or make_rare() end
   end
   number = number + 1
-  local done, failure = pcall(form.report and report or question, form, k, a + 1)
+  local done, failure = pcall(form.report and rare.report or question, form, k, a + 1)
   if not done then
     while used > before do out[used], used = nil, used - 1 end
+    failures = failures or {}
     failures[#failures + 1] = number
     failures[#failures + 1] = type(failure) == 'table' and failure.err or failure
   end
   a, k = a + 1 + form.arguments, k + form.keys
 end
-write_all()
-return {table.concat(out), unpack(failures)}
+
+for i = 1, #changed do
+  local key = changed[i]
+  local shape, p = changed_by[key][1], changed_by[key][3]
+  local over = shape.clears(held[key], p, now)
+  if over > now then
+    keep(key, shape.pack(held[key]), over, now, margin)
+  else
+    redis.call('DEL', key)
+  end
+end
+if failures then return {table.concat(out), unpack(failures)} end
+return {table.concat(out)}
