@@ -22,7 +22,7 @@ HUNDRED = Window.of(100, 60)
 PACED = Bucket.of(60, 60)
 
 
-async def ask(store: Store, shape: Shape, cost: int = 1, *, key: str = "k", **more: Any) -> Verdict:
+async def ask(store: Store, shape: Shape, cost: int = 1, *, key: str = "{v}:k", **more: Any) -> Verdict:
     return await store.ask(Question((Ask("limit", key, shape, cost),), **more))
 
 
@@ -141,14 +141,14 @@ async def test_a_cancelled_booking_is_given_back(opener: Any, clock: Any) -> Non
     async with opener(clock) as store:
         await ask(store, PACED, horizon=9)
         booked = await ask(store, PACED, horizon=9)
-        await store.report(Report((Correction("k", PACED, -1, booked.at_us),)))
+        await store.report(Report((Correction("{v}:k", PACED, -1, booked.at_us),)))
         assert (await ask(store, PACED, horizon=9)).at_us == booked.at_us
 
 
 async def test_an_overtaken_booking_of_a_bucket_is_not_given_back(opener: Any, clock: Any) -> None:
     async with opener(clock) as store:
         first, _, _ = [await ask(store, PACED, horizon=9) for _ in range(3)]
-        await store.report(Report((Correction("k", PACED, -1, first.at_us),)))
+        await store.report(Report((Correction("{v}:k", PACED, -1, first.at_us),)))
         assert (await ask(store, PACED, horizon=9)).wait == 3
 
 
@@ -156,9 +156,9 @@ async def test_an_overtaken_booking_of_a_bucket_is_not_given_back(opener: Any, c
 async def test_settling_charges_and_gives_back(opener: Any, clock: Any, shape: Shape) -> None:
     async with opener(clock) as store:
         paid = await ask(store, shape, 60)
-        await store.report(Report((Correction("k", shape, -50, paid.at_us),)))
+        await store.report(Report((Correction("{v}:k", shape, -50, paid.at_us),)))
         assert (await ask(store, shape, 0)).limits[0].remaining == 90
-        await store.report(Report((Correction("k", shape, 200, paid.at_us),)))
+        await store.report(Report((Correction("{v}:k", shape, 200, paid.at_us),)))
         peek = await ask(store, shape, 0)
         assert not peek.allowed
         assert peek.limits[0].remaining == 0
@@ -174,7 +174,7 @@ async def test_a_changed_limit_gives_no_free_burst_and_locks_nobody_out(opener: 
             (TEN, HUNDRED),
             (Bucket.of(100, 60, burst=10), Bucket.of(50, 60, burst=10)),
         ]:
-            await store.forget(["k"])
+            await store.forget(["{v}:k"])
             while (verdict := await ask(store, before)).allowed:
                 pass
             used = before.limit if isinstance(before, Window) else before.burst // 2
@@ -303,5 +303,5 @@ async def test_what_is_forgotten_is_as_if_never_taken(opener: Any, clock: Any) -
     async with opener(clock) as store:
         for shape in (TEN, Bucket.of(10, 60, burst=10)):
             await ask(store, shape, 10)
-            await store.forget(["k"])
+            await store.forget(["{v}:k"])
             assert (await ask(store, shape, 10)).allowed
