@@ -34,9 +34,9 @@ class Size:
     rounds, seconds   over Valkey: rounds, and the length of one slice
     tasks             how many tasks ask at once
     memory_rounds     in memory: rounds
-    many              keys of the memory cases, hit once where their bytes are taken
-    history           keys that are hit twenty times there. All three numbers of keys lie just behind a
-                      doubling of a dictionary, where it is emptiest
+    many              keys of the case that hits many of them
+    kept, history     keys whose bytes are taken: after one hit, after twenty. Both numbers lie just
+                      behind a doubling of a dictionary, where it is emptiest
     """
 
     rounds: int
@@ -44,11 +44,12 @@ class Size:
     tasks: tuple[int, ...]
     memory_rounds: int
     many: int
+    kept: int
     history: int
 
 
-FULL = Size(8, 0.2, tasks=(1, 16, 128), memory_rounds=3, many=100_000, history=5_600)
-QUICK = Size(2, 0.08, tasks=(1, 128), memory_rounds=2, many=11_200, history=700)
+FULL = Size(8, 0.2, tasks=(1, 16, 128), memory_rounds=3, many=100_000, kept=50_000, history=5_600)
+QUICK = Size(2, 0.08, tasks=(1, 128), memory_rounds=2, many=11_200, kept=2_800, history=350)
 KEPT = (1, 20)
 
 
@@ -66,7 +67,7 @@ async def measure(size: Size, say: Console) -> Book:
         say.print(f"memory, round {number + 1} of {size.memory_rounds}")
         await alone.speed(book, alone.named(size.many))
     say.print("memory, bytes")
-    for hits, keys in zip(KEPT, (size.many, size.history), strict=True):
+    for hits, keys in zip(KEPT, (size.kept, size.history), strict=True):
         await alone.bytes_kept(book, alone.named(keys), hits)
     return book
 

@@ -66,11 +66,12 @@ Opened = AsyncIterator[Hit]
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """decisions · of them refused · decisions per second · latencies of one hit in microseconds"""
+    """hits · of them refused · per second · this process's CPU time and the latencies of one, in µs"""
 
-    decisions: int
+    hits: int
     refused: int
     rate: float
+    client_us: float
     p50_us: float
     p99_us: float
 
@@ -78,7 +79,7 @@ class Slice:
 async def timed(hit: Hit, keys: Sequence[str], tasks: int, seconds: float) -> Slice:
     """Hit for so many seconds with so many tasks, to which the keys are dealt in turn."""
     clock = time.perf_counter
-    began = clock()
+    began, busy = clock(), time.process_time()
 
     async def one(mine: Sequence[str]) -> tuple[list[float], int]:
         took: list[float] = []
@@ -92,8 +93,9 @@ async def timed(hit: Hit, keys: Sequence[str], tasks: int, seconds: float) -> Sl
         return took, refused
 
     parts = await asyncio.gather(*(one(keys[start::tasks]) for start in range(tasks)))
-    elapsed = clock() - began
+    elapsed, busy = clock() - began, time.process_time() - busy
     latencies = [t for took, _ in parts for t in took]
     cuts = quantiles(latencies, n=100) if len(latencies) > 1 else latencies * 99
     refused = sum(refused for _, refused in parts)
-    return Slice(len(latencies), refused, len(latencies) / elapsed, cuts[49] * 1e6, cuts[98] * 1e6)
+    hits = len(latencies)
+    return Slice(hits, refused, hits / elapsed, busy / hits * 1e6, cuts[49] * 1e6, cuts[98] * 1e6)

@@ -45,11 +45,12 @@ async def _slice(
         gc.collect()
         before = server.work()
         took = await timed(hit, KEYS, at_work, seconds)
-        work, decisions = server.work().since(before), took.decisions * bundle
+        work, decisions = server.work().since(before), took.hits * bundle
     book.add(
         case(tasks, two),
         contestant.name,
         rate=took.rate * bundle,
+        client_us=took.client_us / bundle,
         p50_us=took.p50_us,
         p99_us=took.p99_us,
         cpu_us=work.cpu_us / decisions,

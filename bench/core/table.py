@@ -16,6 +16,7 @@ COLUMNS = (
     ("decisions/s", "rate", ",.0f"),
     ("p50 µs", "p50_us", ",.0f"),
     ("p99 µs", "p99_us", ",.0f"),
+    ("client CPU µs", "client_us", ",.1f"),
     ("store CPU µs", "cpu_us", ".1f"),
     ("trips", "trips", ".3f"),
     ("commands", "commands", ".2f"),
