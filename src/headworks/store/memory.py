@@ -8,8 +8,8 @@ it that is not plain, goes through their functions. The tests hold the two to ea
 
 from __future__ import annotations
 
-import asyncio
 from array import array
+from asyncio import get_running_loop
 from collections.abc import Callable, Sequence
 
 from headworks.limits import breaker, bucket, window
@@ -44,7 +44,7 @@ _new = tuple.__new__
 
 def loop_clock() -> int:
     """The running event loop's time in microseconds."""
-    return int(asyncio.get_running_loop().time() * SECOND)
+    return int(get_running_loop().time() * SECOND)
 
 
 class MemoryStore:
@@ -69,18 +69,19 @@ class MemoryStore:
 
     async def take(self, name: str, key: str, shape: Shape, cost: int = 1) -> Verdict:
         """The verdict of `ask` on one limit, now, without a question being written."""
-        return self.take_nowait(name, key, shape, cost)
+        if isinstance(shape, Bucket):
+            verdict = self._take_level(name, key, shape, cost)
+        else:
+            verdict = self._take_log(name, key, shape, cost)
+        return verdict or self._decide(Question((Ask(name, key, shape, cost),)))
 
     def take_nowait(self, name: str, key: str, shape: Shape, cost: int = 1) -> Verdict:
         """Like `take`, without waiting for anything."""
-        verdict = None
-        if type(shape) is Bucket:
+        if isinstance(shape, Bucket):
             verdict = self._take_level(name, key, shape, cost)
-        elif type(shape) is Window:
+        else:
             verdict = self._take_log(name, key, shape, cost)
-        if verdict is None:
-            return self._decide(Question((Ask(name, key, shape, cost),)))
-        return verdict
+        return verdict or self._decide(Question((Ask(name, key, shape, cost),)))
 
     def _take_level(self, name: str, key: str, shape: Bucket, cost: int) -> Verdict | None:
         """None where it takes the whole of `limits.bucket`."""
