@@ -31,6 +31,13 @@ class Ask(NamedTuple):
     cost: int = 1
 
 
+class FinalAsk(Ask):
+    """An ask of which nothing is ever given back, by nobody: a refusal holds until its
+    `retry_after`, and may be answered from memory until then (`DenyCache`)."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
     """The breaker and cool-down in front of a question's limits, kept under `key`."""
