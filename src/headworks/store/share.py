@@ -5,8 +5,9 @@ cost passes when the ones before it have been paid off at that rate. So k proces
 while the others still share the store let at most L·(1 + k/N) through.
 
 Where the last reply of the store left room, the first unit passes at once; a key of which nothing is
-known starts empty and waits for its first unit. Limits without a gate, which are the users', keep at
-least one unit per W however many processes there are.
+known starts empty and waits for its first unit. What was taken alone is not forgotten when the store
+comes back: a store that comes and goes does not hand out a first unit each time. Limits without a
+gate, which are the users', keep at least one unit per W however many processes there are.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ class LocalShare:
         self._replicas = replicas
         self._room: OrderedDict[str, bool] = OrderedDict()
         self._epochs: dict[str, int] = {}
-        self.end()
-
-    def end(self) -> None:
-        """The store is back: what was decided alone is over."""
         self._store = MemoryStore()
         self._seen: set[str] = set()
+
+    def end(self) -> None:
+        """The store is back. The next time it goes, its last replies count anew."""
+        self._seen.clear()
 
     def heard(self, question: Question, verdict: Verdict) -> None:
         """Remember what the shared store last said."""
