@@ -85,7 +85,9 @@ def level_of(held: KeptLevel | None, now: int) -> Level:
 
 
 def kept_level(level: Level) -> KeptLevel:
-    return tuple(level if level.rem else level[:2])
+    if level.marks:
+        return tuple(level)
+    return tuple(level[:4] if level.rem else level[:2])
 
 
 def log_until(held: KeptLog) -> int:

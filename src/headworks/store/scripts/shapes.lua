@@ -8,6 +8,7 @@
 --
 -- Kept under a key, packed with struct, little-endian, In: n bytes
 --   bucket  I7 TAT, i7 TAT - last spending [, I7 rem, I7 per]   TAT's fraction rem/per, if there is one
+--           then, once something has been given back, I7 since, I7 low of one or two marks, newer first
 --   window  B layout, I7 all units, I7 newest end, I7 its units, I7 base; then per older sub-bucket,
 --           oldest first: end - base, units, as layout 1 (I4 I3) or 2 (I7 I7)
 --
@@ -20,6 +21,7 @@ local packed, unpacked = struct.pack, struct.unpack
 local function make_bucket()
   local bucket = {}
   local TAT, LAST, REM, PER = 1, 2, 3, 4
+  local SINCE, LOW, SINCE2, LOW2, UNTOUCHED = 5, 6, 7, 8, 2 ^ 52 -- marks: the newer, the older
 
   function bucket.read(raw, now)
     if raw then
@@ -30,12 +32,22 @@ local function make_bucket()
       else
         tat, behind, rem, per = unpacked('<I7i7I7I7', raw)
       end
-      if tat > now or (tat == now and rem > 0) then return {tat, tat - behind, rem, per} end
+      if tat > now or (tat == now and rem > 0) then
+        local s = {tat, tat - behind, rem, per}
+        if #raw > 28 then s[SINCE], s[LOW] = unpacked('<I7I7', raw, 29) end
+        if #raw > 42 then s[SINCE2], s[LOW2] = unpacked('<I7I7', raw, 43) end
+        return s
+      end
     end
     return {0, 0, 0, 1}
   end
 
   function bucket.pack(s)
+    if s[SINCE] then
+      local marks = packed('<I7I7', s[SINCE], s[LOW])
+      if s[SINCE2] then marks = marks .. packed('<I7I7', s[SINCE2], s[LOW2]) end
+      return packed('<I7i7I7I7', s[TAT], s[TAT] - s[LAST], s[REM], s[PER]) .. marks
+    end
     if s[REM] > 0 then return packed('<I7i7I7I7', s[TAT], s[TAT] - s[LAST], s[REM], s[PER]) end
     return packed('<I7i7', s[TAT], s[TAT] - s[LAST])
   end
@@ -59,7 +71,23 @@ local function make_bucket()
     return max(t, tat - floor(((p[3] - cost) * p[1] - rem) / p[2]))
   end
 
+  local function mark(s, t)
+    local backlog, last = s[TAT] - t, s[LAST]
+    if backlog <= 0 then
+      s[SINCE], s[LOW], s[SINCE2], s[LOW2] = last, UNTOUCHED, nil, nil
+      return
+    end
+    if s[SINCE2] then s[LOW2] = min(s[LOW2], backlog) end
+    if s[SINCE] == last then return end
+    if 2 * s[LOW] < backlog then
+      s[SINCE2], s[LOW2], s[SINCE], s[LOW] = s[SINCE], s[LOW], last, UNTOUCHED
+    else
+      s[LOW] = min(s[LOW], backlog)
+    end
+  end
+
   function bucket.spend(s, p, cost, t)
+    if s[SINCE] then mark(s, t) end
     local tat, rem = base(s, p, t)
     move(s, tat, rem + cost * p[1], p)
     if t > s[LAST] then s[LAST] = t end
@@ -82,7 +110,20 @@ local function make_bucket()
       if units > 0 then bucket.spend(s, p, units, now) end
       s[LAST] = last
     elseif s[TAT] >= now then
-      local back = -units * p[1] - max(0, s[LAST] - at) * p[2]
+      local back, known = -units * p[1], 0
+      if s[SINCE] and at > s[SINCE] then
+        known = s[LOW]
+      elseif s[SINCE2] and at > s[SINCE2] then
+        known = s[LOW2]
+      end
+      back = max(back - max(0, s[LAST] - at) * p[2], min(back, known * p[2]))
+      if s[SINCE] then
+        local less = -floor(-back / p[2])
+        s[LOW] = max(0, s[LOW] - less)
+        if s[SINCE2] then s[LOW2] = max(0, s[LOW2] - less) end
+      else
+        s[SINCE], s[LOW] = s[LAST], UNTOUCHED
+      end
       if back > 0 then
         local tat, rem = base(s, p, now)
         move(s, tat, rem - back, p)
