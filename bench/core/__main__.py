@@ -48,8 +48,8 @@ class Size:
     history: int
 
 
-FULL = Size(8, 0.2, tasks=(1, 16, 128), memory_rounds=3, many=100_000, kept=50_000, history=5_600)
-QUICK = Size(2, 0.08, tasks=(1, 128), memory_rounds=2, many=11_200, kept=2_800, history=350)
+FULL = Size(16, 0.1, tasks=(1, 16, 128), memory_rounds=3, many=100_000, kept=50_000, history=5_600)
+QUICK = Size(6, 0.05, tasks=(1, 128), memory_rounds=2, many=11_200, kept=2_800, history=350)
 KEPT = (1, 20)
 
 
@@ -57,9 +57,9 @@ async def measure(size: Size, say: Console) -> Book:
     """Every case, in interleaved rounds."""
     book = Book()
     with running() as server:
-        for number in range(size.rounds):
-            say.print(f"Valkey, round {number + 1} of {size.rounds}")
-            await shared.speed(book, server, size.tasks, size.seconds)
+        say.print("over Valkey")
+        await shared.speed(book, server, size.rounds, size.tasks, size.seconds)
+        await shared.in_turn(book, server, turns=size.rounds * 10)
         await shared.bytes_kept(book, server)
         say.print("exactness")
         await exact.checks(book, server)

@@ -82,8 +82,8 @@ def _speed(book: Book, name: str, bounds: Bounds) -> Iterator[Line]:
 
 def _store(book: Book, name: str) -> Iterator[Line]:
     single, many = shared.case(1, two=False), shared.case(128, two=False)
-    slower = book.ratio(single, name, OUR_SCRIPT.name, "p50_us")
-    yield Line(f"{name}: {single}, p50 × {OUR_SCRIPT.name}", slower, "<=", ALONE)
+    slower = book.ratio(shared.IN_TURN, name, OUR_SCRIPT.name, "p50_us")
+    yield Line(f"{name}: {shared.IN_TURN}, p50 × {OUR_SCRIPT.name}", slower, "<=", ALONE)
     yield Line(f"{name}: {single}, round trips", book.worst(single, name, "trips"), "==", 1)
     yield Line(f"{name}: {many}, round trips", book.median(many, name, "trips"), "<=", TRIPS)
 

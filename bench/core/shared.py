@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from statistics import median
 
 from bench.core.book import Book
-from bench.core.contest import Contestant, Setup, timed
+from bench.core.contest import Contestant, Hit, Setup, timed
 from bench.core.contestants import FLOORS_OVER_A_SERVER, LIMITERS, ours
-from bench.core.contestants.floors import SCRIPT
+from bench.core.contestants.floors import OUR_SCRIPT, SCRIPT
 from bench.core.server import Server
 
 KEYS = [f"user:{number:027d}" for number in range(5_000)]
 """32 bytes each; so many that nobody is refused while timed: a refusal may cost less."""
 MINUTE_US = 60_000_000
 HITS = (1, 20, 100)
+IN_TURN = "Valkey, 1 task, in turn"
+HITS_IN_TURN = 20
 
 
 def case(tasks: int, two: bool) -> str:
@@ -26,26 +31,39 @@ def kept_case(hits: int) -> str:
     return f"Valkey, kept after {hits} hit{'s' * (hits > 1)}"
 
 
-async def speed(book: Book, server: Server, at_work: Sequence[int], seconds: float) -> None:
-    """One round: every contestant in turn, at every number of tasks, with one and with two limits."""
+async def speed(book: Book, server: Server, rounds: int, at_work: Sequence[int], seconds: float) -> None:
+    """At every number of tasks, with one and with two limits: everyone in turn, round after round."""
     for two in (False, True):
         for tasks in at_work:
-            for contestant in (*((SCRIPT,) if two else FLOORS_OVER_A_SERVER), *LIMITERS):
-                await _slice(book, server, contestant, tasks, two, seconds)
+            floors = (SCRIPT,) if two else FLOORS_OVER_A_SERVER
+            async with AsyncExitStack() as stack:
+                opened = [
+                    (contestant, await stack.enter_async_context(contestant.open(setup)))
+                    for contestant in (*floors, *LIMITERS)
+                    for setup in [Setup(server.url, two=two, at_once=tasks)]
+                ]
+                for contestant, hit in opened:
+                    await _slice(Book(), server, contestant, hit, tasks, two, seconds)
+                gc.collect()
+                for number in range(rounds):
+                    for contestant, hit in opened if number % 2 else opened[::-1]:
+                        await _slice(book, server, contestant, hit, tasks, two, seconds)
 
 
 async def _slice(
-    book: Book, server: Server, contestant: Contestant, tasks: int, two: bool, seconds: float
+    book: Book,
+    server: Server,
+    contestant: Contestant,
+    hit: Hit,
+    tasks: int,
+    two: bool,
+    seconds: float,
 ) -> None:
-    bundle = tasks if contestant.bundles else 1
     server.emptied()
-    async with contestant.open(Setup(server.url, two=two, at_once=bundle)) as hit:
-        at_work = tasks // bundle
-        await timed(hit, KEYS, at_work, seconds / 8)
-        gc.collect()
-        before = server.work()
-        took = await timed(hit, KEYS, at_work, seconds)
-        work, decisions = server.work().since(before), took.hits * bundle
+    bundle = tasks if contestant.bundles else 1
+    before = server.work()
+    took = await timed(hit, KEYS, tasks // bundle, seconds)
+    work, decisions = server.work().since(before), took.hits * bundle
     book.add(
         case(tasks, two),
         contestant.name,
@@ -59,6 +77,24 @@ async def _slice(
         reads=work.reads / decisions,
         refused=took.refused,
     )
+
+
+async def in_turn(book: Book, server: Server, turns: int) -> None:
+    """One task, a few hits of ours and a few of the trivial script in turn: latencies side by side."""
+    server.emptied()
+    async with AsyncExitStack() as stack:
+        taking_turns: list[tuple[Contestant, Hit, list[float]]] = [
+            (contestant, await stack.enter_async_context(contestant.open(Setup(server.url))), [])
+            for contestant in (SCRIPT, OUR_SCRIPT, *ours.CONTESTANTS)
+        ]
+        for turn in range(turns):
+            for _, hit, latencies in taking_turns:
+                for key in KEYS[turn % 100 :: 100][:HITS_IN_TURN]:
+                    sent = time.perf_counter()
+                    await hit(key)
+                    latencies.append(time.perf_counter() - sent)
+    for contestant, _, latencies in taking_turns:
+        book.add(IN_TURN, contestant.name, p50_us=median(latencies) * 1e6)
 
 
 async def bytes_kept(book: Book, server: Server) -> None:

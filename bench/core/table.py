@@ -8,9 +8,10 @@ from rich.table import Table
 
 from bench.core import alone
 from bench.core.book import Book
-from bench.core.contestants.floors import EMPTY, SCRIPT
+from bench.core.contestants.floors import EMPTY, OUR_SCRIPT, SCRIPT
 from bench.core.contestants.peer_limits import FIXED
 from bench.core.must import Line
+from bench.core.shared import IN_TURN
 
 COLUMNS = (
     ("decisions/s", "rate", ",.0f"),
@@ -31,6 +32,8 @@ def control(case: str) -> tuple[str, str]:
         return FIXED.name, "most"
     if "kept" in case:
         return FIXED.name, "bytes"
+    if case == IN_TURN:
+        return OUR_SCRIPT.name, "p50_us"
     return (EMPTY if case in (alone.HOT, alone.MANY) else SCRIPT).name, "rate"
 
 

@@ -8,6 +8,7 @@ from functools import partial
 
 from bench.core.contest import Contestant, Opened, Setup, second
 from headworks.limits.shapes import Bucket, Shape, Window
+from headworks.store.limiter import Limiter, Limits
 from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Ask, Question, Store
 from headworks.store.valkey import ValkeyStore
@@ -45,9 +46,32 @@ async def _opened(
         await asked.aclose()
 
 
+@asynccontextmanager
+async def _by_itself(shape_of: Callable[[Setup], Shape], setup: Setup) -> Opened:
+    asked, shape = store(setup), shape_of(setup)
+    take = Limiter(asked, shape).take
+
+    async def one(key: str) -> bool:
+        return (await take(key)).allowed
+
+    async def two(key: str) -> bool:
+        return (await both(key)).allowed
+
+    both = Limits(asked, {"user": shape, "chat": shape}).take
+    try:
+        yield two if setup.two else one
+    finally:
+        await asked.aclose()
+
+
 BUCKET = Contestant("headworks bucket", "headworks", "bucket", partial(_opened, bucket))
 WINDOW = Contestant("headworks window", "headworks", "window", partial(_opened, window))
 CONTESTANTS = (BUCKET, WINDOW)
+BY_ITSELF = (
+    Contestant("headworks Limiter, bucket", "headworks", "bucket", partial(_by_itself, bucket)),
+    Contestant("headworks Limiter, window", "headworks", "window", partial(_by_itself, window)),
+)
+"""The limiter that people use without the rest of headworks: it also names the key's limit."""
 
 
 def on_a_clock(contestant: Contestant, clock: Callable[[], int]) -> Contestant:
