@@ -150,7 +150,13 @@ class Batches:
             return
         self.trips += 1
         self._sent.add(call)
-        call.answer = asyncio.ensure_future(self._link.run(self._script, keys, arguments))
+        try:
+            call.answer = asyncio.ensure_future(self._link.run(self._script, keys, arguments))
+        except StoreDown as error:  # a link that is closed
+            self._sent.discard(call)
+            self.failures += 1
+            call.fail(error)
+            return
         call.answer.add_done_callback(partial(self._answered, call))
 
     def _answered(self, call: Call, answer: asyncio.Future[Any]) -> None:

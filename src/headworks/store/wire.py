@@ -82,6 +82,7 @@ class _Wire(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._waiting: deque[tuple[asyncio.Future[Any], tuple[Argument, ...] | None]] = deque()
         self._loop = asyncio.get_running_loop()
+        self._broken = ""
         self.open = False
 
     def __len__(self) -> int:
@@ -93,7 +94,7 @@ class _Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.open = False
-        why = f"connection lost: {exc}" if exc else "connection closed by the server"
+        why = self._broken or (f"connection lost: {exc}" if exc else "connection closed by the server")
         while self._waiting:
             future, _ = self._waiting.popleft()
             if not future.done():
@@ -116,8 +117,8 @@ class _Wire(asyncio.Protocol):
             while (reply := reader.gets()) is not _NOTHING:
                 self._answered(reply)
         except (hiredis.ProtocolError, IndexError) as error:
-            self._transport.abort()
-            raise StoreDown(f"not a Valkey or Redis server: {error}") from error
+            self._broken = f"not a Valkey or Redis server: {error}"
+            self.abort()
 
     def _answered(self, reply: Any) -> None:
         future, otherwise = self._waiting.popleft()
@@ -169,6 +170,8 @@ class Server:
         self, command: tuple[Argument, ...], otherwise: tuple[Argument, ...] | None = None
     ) -> asyncio.Future[Any]:
         """Send any command; `otherwise` is sent when the answer is NOSCRIPT."""
+        if self._closed:
+            raise StoreDown("closed")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._wires = [wire for wire in self._wires if wire.open]
         wire = min(self._wires, key=len, default=None)
@@ -188,9 +191,9 @@ class Server:
             self._opening = asyncio.get_running_loop().create_task(self._open(), name="store-connect")
 
         def opened(task: asyncio.Task[_Wire]) -> None:
+            error = StoreDown("closed") if task.cancelled() else task.exception()
             if future.done():
                 return
-            error = StoreDown("closed") if task.cancelled() else task.exception()
             if error is None and task.result().open:
                 _send(task.result(), future, command, otherwise)
             else:
@@ -210,6 +213,7 @@ class Server:
         return wire
 
     async def aclose(self) -> None:
+        self._closed = True
         if self._opening is not None:
             opening = self._opening
             opening.cancel()
