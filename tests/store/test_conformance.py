@@ -284,8 +284,7 @@ async def test_places_are_leased_renewed_returned_and_lost_in_time(opener: Any, 
     async with opener(clock) as store:
 
         async def lease(holder: str, limit: int = 2) -> bool:
-            held: bool = await store.lease("leave", holder=holder, limit=limit, ttl=15)
-            return held
+            return await store.lease("leave", holder=holder, limit=limit, ttl=15) > 0
 
         assert [await lease(holder) for holder in "abc"] == [True, True, False]
         await store.release("leave", holder="a")
@@ -297,6 +296,25 @@ async def test_places_are_leased_renewed_returned_and_lost_in_time(opener: Any, 
         assert await lease("d"), "b's lease was not renewed"
         assert not await lease("e")
         assert not await lease("e", limit=0)
+
+
+async def test_a_later_holder_has_a_greater_fence(opener: Any, clock: Any) -> None:
+    async with opener(clock) as store:
+
+        async def lease(holder: str, limit: int = 1) -> int:
+            fence: int = await store.lease("job", holder=holder, limit=limit, ttl=15)
+            return fence
+
+        first = await lease("a")
+        clock.pass_(10)
+        assert await lease("a") == first, "renewed in time, it is the same lease"
+        assert await lease("b") == 0
+        second = await lease("b", limit=2)
+        await store.release("job", holder="a")
+        third = await lease("a", limit=2)
+        assert first < second < third, "also within the same microsecond"
+        clock.pass_(15)
+        assert third < await lease("a")
 
 
 async def test_what_is_forgotten_is_as_if_never_taken(opener: Any, clock: Any) -> None:

@@ -169,8 +169,8 @@ class LadderStore:
         self._degraded += 1
         return self._share.report(report)
 
-    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> bool:
-        """False also when the store is down: without it nobody knows who holds what."""
+    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> int:
+        """0 also when the store is down: without it nobody knows who holds what."""
         if self._trial is None:
             round_ = self._round
             try:
@@ -178,7 +178,7 @@ class LadderStore:
                     return await self._inner.lease(key, holder=holder, limit=limit, ttl=ttl)
             except Exception as error:
                 self._failed("lease", error, round_)
-        return False
+        return 0
 
     async def release(self, key: str, *, holder: str) -> None:
         """A lease that cannot be returned ends by itself."""

@@ -179,15 +179,27 @@ def _ask(key: str, name: str, shape: Shape, cost: int) -> Ask:
 
 
 class Place:
-    """A place that is held: `held` as long as its lease stands, renewed in the background."""
+    """A place that is held: `held` as long as its lease stands, renewed in the background.
+
+    fence  a number greater than that of whoever held a place before; what is written elsewhere can
+           carry it, so that a holder that was held up is told from its successor
+    lost   set when the lease has run out without being renewed
+    """
 
     def __init__(self) -> None:
         self._until = 0.0
+        self.fence = 0
+        self.lost = asyncio.Event()
 
     @property
     def held(self) -> bool:
         """Whether the lease stands now. Once it is lost, somebody else may have the place."""
-        return asyncio.get_running_loop().time() < self._until
+        return self.left > 0
+
+    @property
+    def left(self) -> float:
+        """Seconds until the lease runs out, should it not be renewed."""
+        return max(0.0, self._until - asyncio.get_running_loop().time())
 
 
 class Places:
@@ -233,18 +245,19 @@ class Places:
 
     async def _renew(self, holder: str, place: Place) -> bool:
         until = asyncio.get_running_loop().time() + self._ttl  # the store's own count begins later
-        held = await self._store.lease(self._name, holder=holder, limit=self._limit, ttl=self._ttl)
-        if held:
-            place._until = until
-        return held
+        fence = await self._store.lease(self._name, holder=holder, limit=self._limit, ttl=self._ttl)
+        if fence and place.fence in (0, fence):  # another fence: it ran out and was begun anew
+            place._until, place.fence = until, fence
+        return fence > 0
 
     async def _beat(self, holder: str, place: Place) -> None:
         """Renew three times per lease. A store that is away is asked again: the lease may outlast it."""
         while place.held:
-            await asyncio.sleep(self._ttl / 3)
+            await asyncio.sleep(min(self._ttl / 3, place.left))
             with suppress(StoreDown, TimeoutError):
-                async with asyncio.timeout(self._ttl / 3):
+                async with asyncio.timeout(min(self._ttl / 3, place.left)):
                     await self._renew(holder, place)
+        place.lost.set()
 
     async def aclose(self) -> None:
         """Wait for the places being returned, two seconds at most."""

@@ -60,7 +60,8 @@ class MemoryStore:
         self._gates: Shelf[tuple[int, BreakerState]] = Shelf(lambda held: held[0])
         self._look_at = 0
         self._demand: dict[str, dict[str, tuple[int, int]]] = {}
-        self._leases: dict[str, dict[str, int]] = {}
+        self._leases: dict[str, dict[str, tuple[int, int]]] = {}
+        self._fence = 0
         self._questions = self._reports = 0
 
     def __len__(self) -> int:
@@ -326,14 +327,18 @@ class MemoryStore:
         if now >= self._look_at:
             self._look(now)
 
-    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> bool:
+    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> int:
         now = self._clock()
-        held = {who: until for who, until in self._leases.get(key, {}).items() if until > now}
-        if holder not in held and len(held) >= limit:
-            return False
-        held[holder] = now + round(ttl * SECOND)
+        held = {who: lease for who, lease in self._leases.get(key, {}).items() if lease[0] > now}
+        if holder not in held:
+            if len(held) >= limit:
+                return 0
+            self._fence = max(now, self._fence + 1)
+            held[holder] = (0, self._fence)
+        fence = held[holder][1]
+        held[holder] = (now + round(ttl * SECOND), fence)
         self._leases[key] = held
-        return True
+        return fence
 
     async def release(self, key: str, *, holder: str) -> None:
         held = self._leases.get(key, {})

@@ -149,8 +149,13 @@ class Store(Protocol):
         """Settle costs, tell the breaker how a call ended, start a cool-down."""
         ...
 
-    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> bool:
-        """Hold one of `limit` places under `key` for `ttl` seconds; asking again renews it."""
+    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> int:
+        """Hold one of `limit` places under `key` for `ttl` seconds; asking again renews it.
+
+        Returns the lease's fence, 0 when every place is held by others. It stays the same while the
+        lease is renewed in time, and whoever holds a place later has a greater one: what a holder
+        writes elsewhere can carry it, so that a late one is told from its successor.
+        """
         ...
 
     async def release(self, key: str, *, holder: str) -> None:
