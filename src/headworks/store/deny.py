@@ -127,7 +127,7 @@ class DenyCache:
         self._forget([correction.key for correction in report.corrections])
         return await self._inner.report(report)
 
-    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> bool:
+    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> int:
         return await self._inner.lease(key, holder=holder, limit=limit, ttl=ttl)
 
     async def release(self, key: str, *, holder: str) -> None:

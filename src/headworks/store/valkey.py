@@ -115,9 +115,9 @@ class ValkeyStore:
     def _slot_of_gate(self, gate: Gate) -> int | None:
         return self._link.slot(forms.gate_key(gate.key))
 
-    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> bool:
+    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> int:
         arguments: list[Argument] = [holder, max(limit, 0), round(ttl * SECOND)]
-        return bool(await self._run(self._lease, [f"{PREFIX}l:{key}"], arguments))
+        return int(await self._run(self._lease, [f"{PREFIX}l:{key}"], arguments))
 
     async def release(self, key: str, *, holder: str) -> None:
         await self._run(self._lease, [f"{PREFIX}l:{key}"], [holder, -1, 0])
