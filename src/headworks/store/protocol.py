@@ -87,8 +87,8 @@ class Correction:
 
     at_us is `Verdict.at_us` of the booking that paid. What is charged on top voids no booking and
     may pass the limit; later questions wait until it is paid. What is given back returns to the
-    sub-bucket it came from, and is forgotten if that is gone; a bucket takes back only what later
-    spendings have not overtaken.
+    sub-bucket it came from, and is forgotten if that is gone; a bucket takes it back as far as it has
+    been busy since. `shape` is the one the booking was made under.
     """
 
     key: str
