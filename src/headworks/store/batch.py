@@ -184,12 +184,13 @@ class Batches:
 
 
 def _hand_out(call: Call, reply: Sequence[Any]) -> None:
-    packed, *failures = reply
+    packed = reply[0]
+    failed = dict(zip(reply[1::2], reply[2::2], strict=True)) if len(reply) > 1 else None
     numbers = struct.unpack(f"<{len(packed) // 8}q", packed)
-    failed = dict(zip(failures[::2], failures[1::2], strict=True))
-    i = 1
-    for number, (future, item, _, read) in enumerate(call.callers, 1):
-        if number in failed:
+    i, number = 1, 0
+    for future, item, _, read in call.callers:
+        number += 1
+        if failed is not None and number in failed:
             if not future.done():
                 future.set_exception(ServerError(failed[number].decode(errors="replace")))
             continue
