@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from headworks.limits.breaker import BreakerRules, Ending
 from headworks.limits.shapes import Bucket, Window
 from headworks.store.batch import SIZE, ServerError
+from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Ask, Correction, Gate, Question, Report, StoreDown
 from headworks.store.scripts import Script
 from headworks.store.valkey import ValkeyStore
@@ -197,6 +199,52 @@ async def test_a_batch_is_one_command_reads_once_and_writes_each_key_once(
     assert calls["cmdstat_set"] == 4
     assert "cmdstat_eval" not in calls
     await store.aclose()
+
+
+SHAPES: dict[str, list[Any]] = {
+    "window": [Window(80, 60_000_000, 7_000_000), Window(60, 60_000_000, 1), Window.of(300, 60)],
+    "long": [Window.of(50, 5_000, grains=40), Window.of(90, 5_000)],
+    "wide": [Window(2**40, 60_000_000, 3_000_000), Window(2**25, 60_000_000, 1_000_000)],
+    "bucket": [Bucket.of(59, 60, burst=30), Bucket.of(7, 10, burst=9)],
+}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("seed", range(8))
+async def test_a_batch_decides_as_if_its_members_had_come_one_by_one(server: Any, seed: int) -> None:
+    """Shapes of different limit and grain take turns on the same keys; bookings come out of order;
+    costs are given back and charged on top."""
+    rng, now = random.Random(seed), [1_764_000_000_123_456]
+    gate, longest = (GATE, 40_000_000) if seed % 2 else (None, 5_000_000_000)  # a gate is kept an hour
+    valkey, memory = ValkeyStore(server.url, clock=lambda: now[0]), MemoryStore(lambda: now[0])
+    paid: list[Correction] = []
+
+    def ask(key: str) -> Ask:
+        cost = rng.choice([0, 1, 3, 2**24, 2**30]) if key == "wide" else rng.randint(0, 12)
+        return Ask(key, key, rng.choice(SHAPES[key]), cost)
+
+    for _ in range(60):
+        now[0] += rng.choice([0, 1, 999_999, 3_000_000, 30_000_000, rng.randrange(longest)])
+        members: list[Question | Report] = []
+        for _ in range(rng.randint(1, 12)):
+            if paid and rng.random() < 0.3:
+                members.append(Report((paid.pop(rng.randrange(len(paid))),), gate))
+            else:
+                asks = tuple(map(ask, rng.sample(sorted(SHAPES), rng.randint(0, 3))))
+                horizon, demand = rng.choice([0.0, 0.0, 70.0]), rng.choice([0.0, 1.5])
+                members.append(Question(asks, horizon, rng.choice([None, gate]), "pod", demand))
+        together: list[Any] = await asyncio.gather(
+            *(valkey.report(m) if isinstance(m, Report) else valkey.ask(m) for m in members)
+        )
+        for member, answer in zip(members, together, strict=True):
+            if isinstance(member, Report):
+                assert answer == await memory.report(member)
+                continue
+            assert answer == await memory.ask(member)
+            if answer.allowed:
+                shift = rng.choice([-1, -1, 1])
+                paid += [Correction(a.key, a.shape, a.cost * shift, answer.at_us) for a in member.asks]
+    await valkey.aclose()
 
 
 @pytest.mark.real
