@@ -48,7 +48,7 @@ class Size:
     history: int
 
 
-FULL = Size(16, 0.1, tasks=(1, 16, 128), memory_rounds=3, many=100_000, kept=50_000, history=5_600)
+FULL = Size(12, 0.1, tasks=(1, 16, 128), memory_rounds=3, many=100_000, kept=22_400, history=2_800)
 QUICK = Size(6, 0.05, tasks=(1, 128), memory_rounds=2, many=11_200, kept=2_800, history=350)
 KEPT = (1, 20)
 
