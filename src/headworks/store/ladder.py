@@ -38,9 +38,11 @@ FAILURES = 3
 """Failures in a row after which the store counts as down."""
 LAG = 0.005
 """Seconds by which a timer must be late for the event loop to have been held up."""
+TICKS = 4
+"""Parts of a deadline, at the end of each of which is looked whether the event loop has been held up."""
 GLANCE = 0.001
 """Seconds before its end at which a deadline comes due: for the last look."""
-LOOK_AGAIN = 0.01
+LOOK_AGAIN = 0.02
 """Seconds that the last look takes after the event loop has been held up."""
 PAUSES = (0.1, 0.8)
 """First and longest pause between looks at a store that is down, seconds; doubled in between."""
@@ -57,16 +59,16 @@ class _LoopLag(TimeoutError):
 
 
 class _Deadline:
-    """Like `asyncio.timeout`, but with a last look, which is longer when the timer itself is late."""
+    """Like `asyncio.timeout`, but with a last look, which is longer when a timer meanwhile was late."""
 
-    __slots__ = ("_lagged", "_looked", "_scope", "_seconds", "_timer")
+    __slots__ = ("_lagged", "_left", "_scope", "_tick", "_timer")
 
     def __init__(self, seconds: float) -> None:
-        self._seconds, self._looked, self._lagged = seconds, False, False
+        self._tick, self._left, self._lagged = max(0.0, seconds - GLANCE) / TICKS, TICKS, False
 
     async def __aenter__(self) -> None:
         loop = asyncio.get_running_loop()
-        due = loop.time() + max(0.0, self._seconds - GLANCE)
+        due = loop.time() + self._tick
         self._timer = loop.call_at(due, self._due, due)
         self._scope = asyncio.timeout(None)
         await self._scope.__aenter__()
@@ -88,12 +90,13 @@ class _Deadline:
     def _due(self, when: float) -> None:
         loop = asyncio.get_running_loop()
         self._lagged = self._lagged or loop.time() - when > LAG
-        if self._looked:
+        self._left -= 1
+        if self._left < 0:
             self._scope.reschedule(loop.time())
-        else:
-            self._looked = True
-            due = loop.time() + (LOOK_AGAIN if self._lagged else GLANCE)
-            self._timer = loop.call_at(due, self._due, due)
+            return
+        wait = self._tick if self._left else LOOK_AGAIN if self._lagged else GLANCE
+        due = max(loop.time(), when + wait) if self._left else loop.time() + wait
+        self._timer = loop.call_at(due, self._due, due)
 
 
 class LadderStore:
