@@ -70,60 +70,58 @@ class MemoryStore:
 
     async def take(self, name: str, key: str, shape: Shape, cost: int = 1) -> Verdict:
         """The verdict of `ask` on one limit, now, without a question being written."""
-        if isinstance(shape, Bucket):
-            verdict = self._take_level(name, key, shape, cost)
-        else:
-            verdict = self._take_log(name, key, shape, cost)
-        return verdict or self._decide(Question((Ask(name, key, shape, cost),)))
+        return self.take_nowait(name, key, shape, cost)
 
     def take_nowait(self, name: str, key: str, shape: Shape, cost: int = 1) -> Verdict:
         """Like `take`, without waiting for anything."""
-        if isinstance(shape, Bucket):
-            verdict = self._take_level(name, key, shape, cost)
-        else:
-            verdict = self._take_log(name, key, shape, cost)
-        return verdict or self._decide(Question((Ask(name, key, shape, cost),)))
-
-    def _take_level(self, name: str, key: str, shape: Bucket, cost: int) -> Verdict | None:
-        """None where it takes the whole of `limits.bucket`."""
-        self._questions += 1
-        now = self._clock()
-        held = self._levels.held.get(key)
-        pace, per, burst, rem = shape.pace_us, shape.pace_per, shape.burst, 0
+        if not isinstance(shape, Bucket):
+            if (verdict := self._take_log(name, key, shape, cost)) is None:
+                return self._decide(Question((Ask(name, key, shape, cost),)))
+            self._questions += 1
+            return verdict
+        clock = self._clock
+        now = int(get_running_loop().time() * SECOND) if clock is loop_clock else clock()
+        levels = self._levels.held
+        held = levels.get(key)
+        pace, per, rem = shape.pace_us, shape.pace_per, 0
         if held is None:
             tat, last = now, 0
         elif len(held) == 2:
             tat, last = held
         elif len(held) == 4 and held[3] == per:
             tat, last, rem, _ = held
-        else:
-            return None
-        if tat + (rem > 0) <= now:
+        else:  # it has had something given back, or is of another rate
+            return self._decide(Question((Ask(name, key, shape, cost),)))
+        if tat < now or (tat == now and not rem):
             tat, last, rem = now, 0, 0
-        room, need = burst * pace - (tat - now) * per - rem, cost * pace
+        self._questions += 1
+        need, room = cost * pace, shape.burst * pace - (tat - now)
+        if per != 1:
+            room -= (tat - now) * (per - 1) + rem
         if need > room:
-            if cost > burst:
-                return self._refusal(name, shape, max(0, room // pace), tat + (rem > 0) - now, NEVER)
-            wait = (tat - now - ((burst - cost) * pace - rem) // per) / SECOND
-            return self._refusal(name, shape, max(0, room // pace), tat + (rem > 0) - now, wait)
+            retry = NEVER if cost > shape.burst else (-((room - need) // per)) / SECOND
+            return self._refusal(name, shape, max(0, room // pace), tat + (rem > 0) - now, retry)
         if cost:
-            more, rem = divmod(rem + need, per)
-            tat += more
-            last = now if now > last else last
+            if per == 1:
+                tat += need
+            else:
+                more, rem = divmod(rem + need, per)
+                tat += more
+            if now > last:
+                last = now
             if held is None:
                 self._levels.turn.append(key)
-            self._levels.held[key] = (tat, last, rem, per) if rem else (tat, last)
+            levels[key] = (tat, last, rem, per) if rem else (tat, last)
             if now >= self._look_at:
                 self._look(now)
-        reset = (tat + (rem > 0) - now) / SECOND
-        left = (room - need) // pace
-        state = _new(LimitState, (name, shape.limit, shape.period_us / SECOND, True, left, reset, 0.0))
+        reset, left = ((tat + 1 if rem else tat) - now) / SECOND, (room - need) // pace
+        state = _new(LimitState, (name, shape.limit, shape.period, True, left, reset, 0.0))
         return _new(Verdict, (True, 0.0, (state,), 0.0, now, 0, 0, None, 0.0, False))
 
     def _take_log(self, name: str, key: str, shape: Window, cost: int) -> Verdict | None:
         """None where it takes the whole of `limits.window`: where an entry is freed, for example."""
-        self._questions += 1
-        now = self._clock()
+        clock = self._clock
+        now = int(get_running_loop().time() * SECOND) if clock is loop_clock else clock()
         held = self._logs.held.get(key)
         limit, period, grain = shape.limit, shape.period_us, shape.grain_us
         end = now - now % grain + grain - 1
@@ -157,7 +155,7 @@ class MemoryStore:
         if now >= self._look_at:
             self._look(now)
         reset = (end + period - now) / SECOND
-        state = _new(LimitState, (name, limit, period / SECOND, True, left, reset, 0.0))
+        state = _new(LimitState, (name, limit, shape.period, True, left, reset, 0.0))
         return _new(Verdict, (True, 0.0, (state,), 0.0, now, 0, 0, None, 0.0, False))
 
     def _full(
@@ -172,8 +170,8 @@ class MemoryStore:
         return self._refusal(name, shape, left, reset, (freed - now) / SECOND)
 
     def _refusal(self, name: str, shape: Shape, left: int, reset_us: int, wait: float) -> Verdict:
-        period, reset = shape.period_us / SECOND, reset_us / SECOND
-        state = _new(LimitState, (name, shape.limit, period, False, left, reset, wait))
+        reset = reset_us / SECOND
+        state = _new(LimitState, (name, shape.limit, shape.period, False, left, reset, wait))
         return _new(Verdict, (False, wait, (state,), 0.0, 0, 0, 0, None, 0.0, False))
 
     async def ask(self, question: Question) -> Verdict:
@@ -241,7 +239,7 @@ class MemoryStore:
         return LimitState(
             name=ask.name,
             limit=shape.limit,
-            window=shape.period_us / SECOND,
+            window=shape.period,
             allowed=allowed,
             remaining=left,
             reset=(clears - now) / SECOND,
