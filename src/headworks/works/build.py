@@ -44,11 +44,11 @@ def store_of(policy: Policy, telemetry: Telemetry, rng: random.Random) -> Store:
     if policy.store is None:
         return MemoryStore()
     try:
-        url = policy.store.url.reveal()
+        shared = ValkeyStore(policy.store.url.reveal())
     except ValueError as error:
         raise PolicyError("policy", [Problem("store.url", str(error))]) from None
     ladder = LadderStore(
-        ValkeyStore(url),
+        shared,
         decision_timeout=policy.store.decision_timeout,
         when_down=policy.store.when_down,
         replicas=policy.deploy.replicas,
