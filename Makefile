@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check prove clean
+.PHONY: help up test check prove bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 14
@@ -27,11 +27,17 @@ check: .venv/dev ## the fast inner loop: lint, types and the tests that need no 
 prove: .venv/dev ## run what the documents promise, beside controls that must fail; writes prove.json
 	$(BIN)/python -m bench.prove $(ARGS)
 
+bench: .venv/bench ## the limiter beside its peers; writes bench-core.json, fails when a bound is missed
+	$(BIN)/python -m bench.core $(ARGS)
+
 clean: ## remove everything that was made
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .headworks prove.json
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .headworks prove.json bench-core.json
 
 .venv/local: pyproject.toml scripts/venv
 	@PYTHON=$(PYTHON) scripts/venv local
 
 .venv/dev: pyproject.toml scripts/venv
 	@PYTHON=$(PYTHON) scripts/venv dev
+
+.venv/bench: pyproject.toml scripts/venv
+	@PYTHON=$(PYTHON) scripts/venv bench

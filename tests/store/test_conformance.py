@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ HUNDRED = Window.of(100, 60)
 PACED = Bucket.of(60, 60)
 
 
-async def ask(store: Store, shape: Shape, cost: int = 1, *, key: str = "k", **more: Any) -> Verdict:
+async def ask(store: Store, shape: Shape, cost: int = 1, *, key: str = "{v}:k", **more: Any) -> Verdict:
     return await store.ask(Question((Ask("limit", key, shape, cost),), **more))
 
 
@@ -142,14 +141,14 @@ async def test_a_cancelled_booking_is_given_back(opener: Any, clock: Any) -> Non
     async with opener(clock) as store:
         await ask(store, PACED, horizon=9)
         booked = await ask(store, PACED, horizon=9)
-        await store.report(Report((Correction("k", PACED, -1, booked.at_us),)))
+        await store.report(Report((Correction("{v}:k", PACED, -1, booked.at_us),)))
         assert (await ask(store, PACED, horizon=9)).at_us == booked.at_us
 
 
 async def test_an_overtaken_booking_of_a_bucket_is_not_given_back(opener: Any, clock: Any) -> None:
     async with opener(clock) as store:
         first, _, _ = [await ask(store, PACED, horizon=9) for _ in range(3)]
-        await store.report(Report((Correction("k", PACED, -1, first.at_us),)))
+        await store.report(Report((Correction("{v}:k", PACED, -1, first.at_us),)))
         assert (await ask(store, PACED, horizon=9)).wait == 3
 
 
@@ -157,9 +156,9 @@ async def test_an_overtaken_booking_of_a_bucket_is_not_given_back(opener: Any, c
 async def test_settling_charges_and_gives_back(opener: Any, clock: Any, shape: Shape) -> None:
     async with opener(clock) as store:
         paid = await ask(store, shape, 60)
-        await store.report(Report((Correction("k", shape, -50, paid.at_us),)))
+        await store.report(Report((Correction("{v}:k", shape, -50, paid.at_us),)))
         assert (await ask(store, shape, 0)).limits[0].remaining == 90
-        await store.report(Report((Correction("k", shape, 200, paid.at_us),)))
+        await store.report(Report((Correction("{v}:k", shape, 200, paid.at_us),)))
         peek = await ask(store, shape, 0)
         assert not peek.allowed
         assert peek.limits[0].remaining == 0
@@ -175,7 +174,7 @@ async def test_a_changed_limit_gives_no_free_burst_and_locks_nobody_out(opener: 
             (TEN, HUNDRED),
             (Bucket.of(100, 60, burst=10), Bucket.of(50, 60, burst=10)),
         ]:
-            await store.forget(["k"])
+            await store.forget(["{v}:k"])
             while (verdict := await ask(store, before)).allowed:
                 pass
             used = before.limit if isinstance(before, Window) else before.burst // 2
@@ -255,7 +254,7 @@ async def test_a_probe_refused_by_a_limit_takes_no_place(opener: Any, clock: Any
         full = Question((Ask("tokens", "{v}:t", TEN, 11),), gate=GATE)
         for _ in range(3):
             assert (await store.ask(full)).blocked is None
-        assert (await store.ask(replace(full, asks=()))).probe == 1
+        assert (await store.ask(full._replace(asks=()))).probe == 1
 
 
 async def test_a_cool_down_stops_the_fleet_and_voids_what_was_booked(opener: Any, clock: Any) -> None:
@@ -285,8 +284,7 @@ async def test_places_are_leased_renewed_returned_and_lost_in_time(opener: Any, 
     async with opener(clock) as store:
 
         async def lease(holder: str, limit: int = 2) -> bool:
-            held: bool = await store.lease("leave", holder=holder, limit=limit, ttl=15)
-            return held
+            return await store.lease("leave", holder=holder, limit=limit, ttl=15) > 0
 
         assert [await lease(holder) for holder in "abc"] == [True, True, False]
         await store.release("leave", holder="a")
@@ -300,9 +298,28 @@ async def test_places_are_leased_renewed_returned_and_lost_in_time(opener: Any, 
         assert not await lease("e", limit=0)
 
 
+async def test_a_later_holder_has_a_greater_fence(opener: Any, clock: Any) -> None:
+    async with opener(clock) as store:
+
+        async def lease(holder: str, limit: int = 1) -> int:
+            fence: int = await store.lease("job", holder=holder, limit=limit, ttl=15)
+            return fence
+
+        first = await lease("a")
+        clock.pass_(10)
+        assert await lease("a") == first, "renewed in time, it is the same lease"
+        assert await lease("b") == 0
+        second = await lease("b", limit=2)
+        await store.release("job", holder="a")
+        third = await lease("a", limit=2)
+        assert first < second < third, "also within the same microsecond"
+        clock.pass_(15)
+        assert third < await lease("a")
+
+
 async def test_what_is_forgotten_is_as_if_never_taken(opener: Any, clock: Any) -> None:
     async with opener(clock) as store:
         for shape in (TEN, Bucket.of(10, 60, burst=10)):
             await ask(store, shape, 10)
-            await store.forget(["k"])
+            await store.forget(["{v}:k"])
             assert (await ask(store, shape, 10)).allowed

@@ -133,6 +133,38 @@ async def test_after_three_failures_in_a_row_decisions_wait_for_nobody() -> None
     await store.aclose()
 
 
+async def test_a_hiccup_counts_once_however_many_questions_it_meets() -> None:
+    """Three timeouts of one hiccup once took the store down."""
+    inner = Moody()
+    store = ladder(inner)
+    for _ in range(FAILURES - 1):
+        inner.delay = 5
+        verdicts = await asyncio.gather(*(store.ask(one(str(i))) for i in range(50)))
+        assert all(verdict.degraded for verdict in verdicts)
+        assert store.up
+    await asyncio.gather(*(store.ask(one(str(i))) for i in range(50)))
+    assert not store.up
+    assert store.statistics().failures == FAILURES * 50
+    await store.aclose()
+
+
+async def test_a_store_that_comes_and_goes_hands_out_no_unit_each_time() -> None:
+    inner = Moody()
+    store = ladder(inner, replicas=10)
+    hundred = Window.of(100, 600)  # its share here: one a minute
+    await store.ask(one("k", hundred))
+    admitted, ends = 0, now() + 300
+    while now() < ends:
+        await _down(store, inner)
+        admitted += (await store.ask(one("k", hundred))).allowed
+        inner.error = None
+        await asyncio.sleep(2)
+        assert store.up
+        await store.ask(one("k", hundred, 0))
+    assert admitted == 5
+    await store.aclose()
+
+
 async def test_failures_apart_do_not_add_up() -> None:
     inner = Moody()
     store = ladder(inner)

@@ -130,13 +130,13 @@ async def test_production_goes_by_the_servers_clock(
     """A store without a clock passes 0; and nothing but tests ever passes one."""
     store = ValkeyStore(server.url)
     passed: list[Any] = []
-    evalsha = store._client.evalsha
+    run = store._link.run
 
-    async def spy(sha: str, keys: int, *arguments: Any) -> Any:
-        passed.append(arguments[keys])
-        return await evalsha(sha, keys, *arguments)
+    def spy(script: Any, keys: Any, arguments: Any) -> Any:
+        passed.append(arguments[0])
+        return run(script, keys, arguments)
 
-    monkeypatch.setattr(store._client, "evalsha", spy)
+    monkeypatch.setattr(store._link, "run", spy)
     await store.ask(one())
     await store.report(Report(gate=GATE, ending=Ending.OK))
     await store.lease("l", holder="a", limit=1, ttl=1)
@@ -146,20 +146,6 @@ async def test_production_goes_by_the_servers_clock(
     source = pathlib.Path(scripts.__file__).parents[2]
     for file in source.rglob("*.py"):
         assert not re.search(r"ValkeyStore\([^)]*clock=", file.read_text("utf-8")), file
-
-
-async def test_one_call_decides_several_questions_one_after_the_other(server: Any) -> None:
-    """The script's layout allows batches: a later question sees what the earlier ones consumed."""
-    from headworks.store.valkey import _written
-
-    store, keys, arguments = ValkeyStore(server.url), [], []
-    for cost in (60, 60, 40):
-        more_keys, more = _written(one("{a}:k", HUNDRED, cost, gate=GATE, pod="p", demand=1))
-        keys += more_keys
-        arguments += more
-    answers = await store._run(store._ask, keys, [3, *arguments])
-    assert [answer.split()[0] for answer in answers] == [b"1", b"0", b"1"]
-    await store.aclose()
 
 
 async def test_a_cancelled_ask_leaves_no_reply_behind_for_the_next(own_server: Any) -> None:
@@ -227,7 +213,7 @@ async def test_a_restarted_server_is_used_again(own_server: Any) -> None:
     await store.aclose()
 
 
-@pytest.mark.parametrize("name", ["ask", "report", "lease"])
+@pytest.mark.parametrize("name", ["decide", "lease", "forget"])
 def test_every_script_introduces_itself(name: str) -> None:
     head = (SCRIPTS / f"{name}.lua").read_text("utf-8").split("\n\n")[0]
     for heading in ("KEYS", "ARGV", "Returns", "Clock", "Cost"):

@@ -7,7 +7,7 @@ framework's own exception handlers, so that an application that handles an error
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -70,7 +70,7 @@ class Fairness:
             raise RuntimeError("charge() belongs into a request that the limits were asked for")
         if isinstance(units, bool) or not isinstance(units, int) or units < 0:
             raise ValueError(f"charge({units!r}): a charge is a whole number ≥ 0")
-        await self._ask(ticket, tuple(replace(ask, cost=units) for ask in ticket.asks))
+        await self._ask(ticket, tuple(ask._replace(cost=units) for ask in ticket.asks))
 
     async def _ask(self, ticket: Ticket, asks: tuple[Ask, ...]) -> None:
         verdict = ticket.verdict = await self._store.ask(Question(asks))

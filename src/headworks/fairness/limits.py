@@ -12,7 +12,7 @@ from headworks.identity import Identity
 from headworks.limits.shapes import Bucket, Shape, Window
 from headworks.policy.settings import FairnessSettings
 from headworks.policy.units import Rate
-from headworks.store.protocol import Ask
+from headworks.store.protocol import Ask, FinalAsk
 
 LONGEST: Final = 128
 """Characters of a route's template that go into a key; a longer one is hashed."""
@@ -34,8 +34,9 @@ def shape_of(rate: Rate) -> Shape:
 class Limits:
     """The policy's limits as questions to the store.
 
-    Every key of one caller has the same tag in braces, so that a cluster keeps them together. The
-    service's name is part of it: services that share a store share no counts.
+    What a request was charged is never given back. Every key of one caller has the same tag in braces,
+    so that a cluster keeps them together. The service's name is part of it: services that share a
+    store share no counts.
     """
 
     def __init__(self, settings: FairnessSettings, *, service: str) -> None:
@@ -51,13 +52,13 @@ class Limits:
         """The limits of a caller on a route: its tier's, and the endpoint's where there is one."""
         user = f"{{user:{self._service}:{identity.tenant}}}"
         cost = matched.cost if matched else 1
-        tier = Ask(f"tier:{identity.tier}", f"{user}:tier", self._tiers[identity.tier], cost)
+        tier = FinalAsk(f"tier:{identity.tier}", f"{user}:tier", self._tiers[identity.tier], cost)
         ceiling = self._ceiling(matched) if matched else None
         if matched is None or ceiling is None:
             return (tier,)
         owner = f"{{all:{self._service}}}" if ceiling.shared else user
         key = f"{owner}:endpoint:{_bounded(matched.template)}"
-        return tier, Ask(f"endpoint:{matched.template}", key, ceiling.shape, cost)
+        return tier, FinalAsk(f"endpoint:{matched.template}", key, ceiling.shape, cost)
 
     def paths(self) -> set[str]:
         """The templates that the policy names."""

@@ -27,13 +27,16 @@ class Window:
     """At most `limit` units in any `period_us` microseconds.
 
     grain_us  width of a sub-bucket, ≥ 1: the window may refuse what would fit one grain later
+    period    the period in seconds
     """
 
     limit: int
     period_us: int
     grain_us: int
+    period: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "period", self.period_us / 1_000_000)
         if self.limit < 1 or self.period_us < 1 or not 1 <= self.grain_us <= self.period_us:
             raise ValueError(f"{self}: limit ≥ 1, period_us ≥ 1 and 1 ≤ grain_us ≤ period_us are needed")
 
@@ -51,7 +54,7 @@ class Bucket:
 
     One unit takes `pace_us / pace_per` microseconds: period over limit in lowest terms, so that
     nothing is ever rounded. Where that does not fit into 2⁵³ for a whole burst, the time per unit is
-    rounded up to a thousandth of a microsecond.
+    rounded up to a thousandth of a microsecond. `period` is the period in seconds.
     """
 
     limit: int
@@ -59,6 +62,7 @@ class Bucket:
     burst: int
     pace_us: int = field(init=False, repr=False, compare=False)
     pace_per: int = field(init=False, repr=False, compare=False)
+    period: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.limit < 1 or self.period_us < 1 or self.burst < 1:
@@ -73,6 +77,7 @@ class Bucket:
             )
         object.__setattr__(self, "pace_us", pace)
         object.__setattr__(self, "pace_per", per)
+        object.__setattr__(self, "period", self.period_us / 1_000_000)
 
     @classmethod
     def of(cls, limit: int, period: float, *, burst: int = 1) -> Bucket:

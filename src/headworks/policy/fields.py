@@ -204,15 +204,18 @@ class StoreUrl(Kind):
     """Where the store is: a URL, or a reference to one."""
 
     unit = "url or reference"
-    schemes = ("valkey", "valkeys", "redis", "rediss")
+    servers = ("valkey", "valkeys", "redis", "rediss")
+    kinds = ("", "sentinel", "cluster")
 
     def allowed(self) -> str:
-        return "valkey://, valkeys://, redis:// or rediss://; a password only by reference"
+        known = "valkey://, valkeys://, redis:// or rediss://"
+        return f"{known}, as in valkey+sentinel:// and valkey+cluster://; a password only by reference"
 
     def parse(self, value: object, info: ValidationInfo) -> Secret:
         environ = (info.context or {}).get("environ")
         secret = parse_secret(value, environ, path="store.url")
-        if secret.kind == "literal" and secret.name.partition("://")[0].lower() not in self.schemes:
+        server, _, kind = secret.name.partition("://")[0].lower().partition("+")
+        if secret.kind == "literal" and (server not in self.servers or kind not in self.kinds):
             raise ValueError(
                 f"{shown(secret.name)} is not a store's address; allowed is {self.allowed()}"
             )

@@ -2,11 +2,14 @@
 
     up    every question goes to the shared store and has `decision_timeout` seconds. One that fails
           is decided by this process alone; after three failures in a row the store counts as down.
+          In a row means one after the other: what was under way already when a failure was noticed
+          tells nothing new, so a hiccup counts once however many questions it met.
     down  every question is decided by this process at once. One task at a time looks, with growing
           pauses, whether the store answers again.
 
-A deadline that comes due late, because the event loop was held up, looks once more whether the answer
-has arrived meanwhile; if not, that says nothing about the store.
+A deadline that comes due looks once more whether the answer has arrived, as a loop that was held up
+runs timers and sockets in one go. One that comes due late looks for longer, and if there is no answer
+even then, that says nothing about the store.
 
 Deciding alone means, by `when_down`: "share", this process's part of every limit (`LocalShare`);
 "open", yes to everything that the local breaker lets through; "closed", no to everything. Nothing but
@@ -19,7 +22,6 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Literal
 
@@ -36,9 +38,13 @@ FAILURES = 3
 """Failures in a row after which the store counts as down."""
 LAG = 0.005
 """Seconds by which a timer must be late for the event loop to have been held up."""
-LOOK_AGAIN = 0.01
-"""Seconds to look once more whether the answer has arrived."""
-PAUSES = (0.1, 1.0)
+TICKS = 4
+"""Parts of a deadline, at the end of each of which is looked whether the event loop has been held up."""
+GLANCE = 0.001
+"""Seconds before its end at which a deadline comes due: for the last look."""
+LOOK_AGAIN = 0.02
+"""Seconds that the last look takes after the event loop has been held up."""
+PAUSES = (0.1, 0.8)
 """First and longest pause between looks at a store that is down, seconds; doubled in between."""
 TRIAL_TIMEOUT = 1.0
 """Seconds for a look: connecting takes longer than deciding."""
@@ -56,16 +62,17 @@ class _LoopLag(TimeoutError):
 
 
 class _Deadline:
-    """Like `asyncio.timeout`, but when the timer itself is late, there is a second look."""
+    """Like `asyncio.timeout`, but with a last look, which is longer when a timer meanwhile was late."""
 
-    __slots__ = ("_lagged", "_scope", "_seconds", "_timer")
+    __slots__ = ("_lagged", "_left", "_scope", "_tick", "_timer")
 
     def __init__(self, seconds: float) -> None:
-        self._seconds, self._lagged = seconds, False
+        self._tick, self._left, self._lagged = max(0.0, seconds - GLANCE) / TICKS, TICKS, False
 
     async def __aenter__(self) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._seconds, self._due, loop.time() + self._seconds)
+        due = loop.time() + self._tick
+        self._timer = loop.call_at(due, self._due, due)
         self._scope = asyncio.timeout(None)
         await self._scope.__aenter__()
 
@@ -85,11 +92,14 @@ class _Deadline:
 
     def _due(self, when: float) -> None:
         loop = asyncio.get_running_loop()
-        if not self._lagged and loop.time() - when > LAG:
-            self._lagged = True
-            self._timer = loop.call_later(LOOK_AGAIN, self._due, loop.time() + LOOK_AGAIN)
-        else:
+        self._lagged = self._lagged or loop.time() - when > LAG
+        self._left -= 1
+        if self._left < 0:
             self._scope.reschedule(loop.time())
+            return
+        wait = self._tick if self._left else LOOK_AGAIN if self._lagged else GLANCE
+        due = max(loop.time(), when + wait) if self._left else loop.time() + wait
+        self._timer = loop.call_at(due, self._due, due)
 
 
 class LadderStore:
@@ -115,7 +125,7 @@ class LadderStore:
         self._inner, self._timeout, self._when_down = inner, decision_timeout, when_down
         self._share = LocalShare(replicas)
         self._rng, self._on_change = rng, on_change
-        self._in_a_row = 0
+        self._in_a_row = self._round = 0
         self._trial: asyncio.Task[None] | None = None
         self._closed = False
         self._questions = self._reports = self._failures = self._degraded = 0
@@ -128,11 +138,12 @@ class LadderStore:
     async def ask(self, question: Question) -> Verdict:
         self._questions += 1
         if self._trial is None:
+            round_ = self._round
             try:
                 async with _Deadline(self._timeout):
                     verdict = await self._inner.ask(question)
             except Exception as error:
-                self._failed("decision", error)
+                self._failed("decision", error, round_)
             else:
                 self._in_a_row = 0
                 self._share.heard(question, verdict)
@@ -148,7 +159,7 @@ class LadderStore:
         if self._when_down == "share":
             return self._share.decide(question)
         if self._when_down == "open":
-            return self._share.decide(replace(question, asks=()))
+            return self._share.decide(question._replace(asks=()))
         return Verdict(False, CLOSED_RETRY, degraded=True)
 
     async def report(self, report: Report) -> Standing:
@@ -156,35 +167,38 @@ class LadderStore:
         it may have been heard, and giving back twice would let too much through."""
         self._reports += 1
         if self._trial is None:
+            round_ = self._round
             try:
                 async with _Deadline(REPORT_TIMEOUT):
                     standing = await self._inner.report(report)
             except Exception as error:
-                self._failed("report", error)
+                self._failed("report", error, round_)
             else:
                 self._in_a_row = 0
                 return standing
         self._degraded += 1
         return self._share.report(report)
 
-    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> bool:
-        """False also when the store is down: without it nobody knows who holds what."""
+    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> int:
+        """0 also when the store is down: without it nobody knows who holds what."""
         if self._trial is None:
+            round_ = self._round
             try:
                 async with _Deadline(self._timeout):
                     return await self._inner.lease(key, holder=holder, limit=limit, ttl=ttl)
             except Exception as error:
-                self._failed("lease", error)
-        return False
+                self._failed("lease", error, round_)
+        return 0
 
     async def release(self, key: str, *, holder: str) -> None:
         """A lease that cannot be returned ends by itself."""
         if self._trial is None:
+            round_ = self._round
             try:
                 async with _Deadline(REPORT_TIMEOUT):
                     await self._inner.release(key, holder=holder)
             except Exception as error:
-                self._failed("release", error)
+                self._failed("release", error, round_)
 
     async def forget(self, keys: Sequence[str]) -> None:
         """Forget here and in the store. Raises `StoreDown` when the store cannot be told."""
@@ -214,11 +228,14 @@ class LadderStore:
             up=self.up,
         )
 
-    def _failed(self, what: str, error: Exception) -> None:
+    def _failed(self, what: str, error: Exception, round_: int) -> None:
+        """Count what failed, unless it was under way already when the last failure was noticed."""
         if isinstance(error, _LoopLag):
             return
         self._failures += 1
-        self._in_a_row += 1
+        if round_ == self._round:
+            self._in_a_row += 1
+            self._round += 1
         why = str(error) or f"no answer in time ({type(error).__name__})"
         if not isinstance(error, (StoreDown, TimeoutError)):
             log.error("the store's %s failed in an unforeseen way", what, exc_info=error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol, Self
 
 from headworks.limits.breaker import BreakerRules, Ending
 from headworks.limits.shapes import Shape
@@ -19,8 +19,7 @@ class StoreDown(Exception):
     """The store did not decide in time or cannot be reached. Never leaves the store's ladder."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """One limit of a question: `cost` units (≥ 0; 0 peeks) of `key`, whose limit has this shape.
 
     `name` is what the verdict calls the limit; it never reaches the store.
@@ -32,6 +31,13 @@ class Ask:
     cost: int = 1
 
 
+class FinalAsk(Ask):
+    """An ask of which nothing is ever given back, by nobody: a refusal holds until its
+    `retry_after`, and may be answered from memory until then (`DenyCache`)."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
     """The breaker and cool-down in front of a question's limits, kept under `key`."""
@@ -40,8 +46,15 @@ class Gate:
     rules: BreakerRules
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class _Question(NamedTuple):
+    asks: tuple[Ask, ...]
+    horizon: float = 0.0
+    gate: Gate | None = None
+    pod: str = ""
+    demand: float = 0.0
+
+
+class Question(_Question):
     """All that one decision needs: every limit consumes, or none does.
 
     horizon  seconds ahead that a send time may be booked; 0 asks for now. A booking is placed at the
@@ -53,15 +66,19 @@ class Question:
              the whole fleet's. Reports older than 10 s are forgotten.
     """
 
-    asks: tuple[Ask, ...]
-    horizon: float = 0.0
-    gate: Gate | None = None
-    pod: str = ""
-    demand: float = 0.0
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        if len(self.asks) > 1 and len({ask.key for ask in self.asks}) < len(self.asks):
+    def __new__(
+        cls,
+        asks: tuple[Ask, ...],
+        horizon: float = 0.0,
+        gate: Gate | None = None,
+        pod: str = "",
+        demand: float = 0.0,
+    ) -> Self:
+        if len(asks) > 1 and len({ask.key for ask in asks}) < len(asks):
             raise ValueError("a question names each key once: two limits on one key would share a state")
+        return tuple.__new__(cls, (asks, horizon, gate, pod, demand))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +87,8 @@ class Correction:
 
     at_us is `Verdict.at_us` of the booking that paid. What is charged on top voids no booking and
     may pass the limit; later questions wait until it is paid. What is given back returns to the
-    sub-bucket it came from, and is forgotten if that is gone; a bucket takes back only what later
-    spendings have not overtaken.
+    sub-bucket it came from, and is forgotten if that is gone; a bucket takes it back as far as it has
+    been busy since. `shape` is the one the booking was made under.
     """
 
     key: str
@@ -132,8 +149,13 @@ class Store(Protocol):
         """Settle costs, tell the breaker how a call ended, start a cool-down."""
         ...
 
-    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> bool:
-        """Hold one of `limit` places under `key` for `ttl` seconds; asking again renews it."""
+    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> int:
+        """Hold one of `limit` places under `key` for `ttl` seconds; asking again renews it.
+
+        Returns the lease's fence, 0 when every place is held by others. It stays the same while the
+        lease is renewed in time, and whoever holds a place later has a greater one: what a holder
+        writes elsewhere can carry it, so that a late one is told from its successor.
+        """
         ...
 
     async def release(self, key: str, *, holder: str) -> None:

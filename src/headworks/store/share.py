@@ -4,9 +4,11 @@ With N processes, a limit of L per W becomes L/N per W here, evenly paced and wi
 cost passes when the ones before it have been paid off at that rate. So k processes that are cut off
 while the others still share the store let at most L·(1 + k/N) through.
 
-Where the last reply of the store left room, the first unit passes at once; a key of which nothing is
-known starts empty and waits for its first unit. Limits without a gate, which are the users', keep at
-least one unit per W however many processes there are.
+Where the last reply of the store left room, the first unit passes at once. A key of which nothing is
+known: a vendor's quota (it has a gate) starts empty and waits for its first unit; a user's limit starts
+with one, so that nobody is refused for what others may have taken. What was taken alone is not forgotten when the store
+comes back: a store that comes and goes does not hand out a first unit each time. Limits without a
+gate, which are the users', keep at least one unit per W however many processes there are.
 """
 
 from __future__ import annotations
@@ -37,12 +39,12 @@ class LocalShare:
         self._replicas = replicas
         self._room: OrderedDict[str, bool] = OrderedDict()
         self._epochs: dict[str, int] = {}
-        self.end()
-
-    def end(self) -> None:
-        """The store is back: what was decided alone is over."""
         self._store = MemoryStore()
         self._seen: set[str] = set()
+
+    def end(self) -> None:
+        """The store is back. The next time it goes, its last replies count anew."""
+        self._seen.clear()
 
     def heard(self, question: Question, verdict: Verdict) -> None:
         """Remember what the shared store last said."""
@@ -58,14 +60,14 @@ class LocalShare:
         """The verdict of this process alone. Its probes have negative numbers, so that their endings
         cannot be taken for those of the shared store's."""
         asks = tuple(self._ours(ask, shared=question.gate is None) for ask in question.asks)
-        verdict = self._store.ask_nowait(replace(question, asks=asks, demand=0.0))
+        verdict = self._store.ask_nowait(question._replace(asks=asks, demand=0.0))
         shapes = zip(question.asks, verdict.limits, strict=False)
         limits = tuple(
-            replace(state, limit=ask.shape.limit, window=ask.shape.period_us / 1_000_000)
+            state._replace(limit=ask.shape.limit, window=ask.shape.period_us / 1_000_000)
             for ask, state in shapes
         )
         epoch = self._epochs.get(question.gate.key, 0) if question.gate is not None else 0
-        return replace(verdict, limits=limits, epoch=epoch, probe=-verdict.probe, degraded=True)
+        return verdict._replace(limits=limits, epoch=epoch, probe=-verdict.probe, degraded=True)
 
     def _ours(self, ask: Ask, *, shared: bool) -> Ask:
         shape = ask.shape
@@ -74,14 +76,14 @@ class LocalShare:
         burst = min(max(ask.cost, 1), most)  # whole costs, one after the other
         unit = Ask(ask.name, ask.key, Bucket(shape.limit, shape.period_us * parts, 1))
         try:
-            ours = replace(ask, shape=Bucket(shape.limit, shape.period_us * parts, burst))
+            ours = ask._replace(shape=Bucket(shape.limit, shape.period_us * parts, burst))
         except ValueError:  # alone it would take more than a hundred days to pay: it never fits
-            ours = replace(unit, cost=ask.cost)
+            ours = unit._replace(cost=ask.cost)
         if ask.key not in self._seen:
             if len(self._seen) >= SEEN:
                 self._seen.clear()
             self._seen.add(ask.key)
-            if not self._room.get(ask.key, False):
+            if not self._room.get(ask.key, shared):
                 self._store.ask_nowait(Question((unit,)))
         return ours
 

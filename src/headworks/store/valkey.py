@@ -1,11 +1,13 @@
 """The store that every process shares: Valkey ≥ 8 or Redis ≥ 7, asked by script, one trip a question.
 
+Questions and reports that come together travel together, in one call of one script (`batch.py`).
+
 Time is the server's. Keys are the caller's behind `hw1:`, the schema's version, and a letter: `b`
 bucket, `w` window, `g` gate, `d` reports of demand (beside the gate's key, or without a gate beside
 the first limit's), `l` leases. Hash tags in the caller's keys keep their meaning.
 
 There is no timeout and no retry in here: whoever asks has a deadline (`LadderStore`), and cancelling
-an ask is safe at any await. The connection it was using is closed then, since its reply is lost.
+an ask is safe at any await.
 """
 
 from __future__ import annotations
@@ -14,196 +16,139 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
-
-from headworks.limits.breaker import BreakerRules, Ending
-from headworks.limits.shapes import NEVER_US, Bucket, Shape
-from headworks.store.protocol import Question, Report, Standing, StoreDown, StoreStatistics
+from headworks.store import forms
+from headworks.store.batch import Argument, Batches, Link
+from headworks.store.forms import PREFIX, SECOND
+from headworks.store.protocol import (
+    Ask,
+    Correction,
+    Gate,
+    Question,
+    Report,
+    Standing,
+    StoreDown,
+    StoreStatistics,
+)
 from headworks.store.scripts import Script, script
-from headworks.verdict import NEVER, Blocked, LimitState, Verdict
+from headworks.store.slots import ask_in_parts, question_parts, report_parts
+from headworks.store.topology import link_to
+from headworks.verdict import Verdict
 
-PREFIX = "hw1:"
-SECOND = 1_000_000
-
-_BLOCKED = {1: Blocked.OPEN, 2: Blocked.COOL_DOWN}
-_PER_GATE, _PER_LIMIT = 8, 4
-_ENDINGS = {None: 0, Ending.OK: 1, Ending.FAILED: 2, Ending.OVERLOADED: 2, Ending.IGNORED: 3}
-
-Argument = str | int | float
-
-
-def _client_url(url: str) -> str:
-    """The URL as redis-py knows it: `valkey://` and `valkeys://` are `redis://` and `rediss://`."""
-    scheme, colon, rest = url.partition(":")
-    return {"valkey": "redis", "valkeys": "rediss"}.get(scheme, scheme) + colon + rest
-
-
-def _numbers(shape: Shape) -> tuple[Argument, ...]:
-    if isinstance(shape, Bucket):
-        return shape.pace_us, shape.pace_per, shape.burst
-    return shape.limit, shape.period_us, shape.grain_us
-
-
-def _rules(rules: BreakerRules) -> tuple[Argument, ...]:
-    ratio = repr(rules.failure_ratio)
-    return ratio, rules.min_calls, rules.window_us, rules.open_us, rules.probes, rules.probe_us
-
-
-def _key(shape: Shape, key: str) -> str:
-    return f"{PREFIX}b:{key}" if isinstance(shape, Bucket) else f"{PREFIX}w:{key}"
+IN_FLIGHT = 2
+"""Calls on their way to one server at once: it works on one while the next is written."""
+IN_FLIGHT_BY_SLOT = 128
+"""Calls on their way to a cluster at once, where every slot needs its own."""
 
 
 class ValkeyStore:
     """State shared by every process that names the same server.
 
-    url          `valkey://`, `redis://` (`valkeys://`, `rediss://` with TLS) or `unix://`, with user,
-                 password and database as redis-py reads them
-    connections  at most so many at once, default 32; a call beyond waits for one
+    where        a URL, as `topology.link_to` reads it; or a `Link`, which is closed with the store
+    connections  at most so many at once, default 2; a `Link` has its own
+    in_flight    calls on their way at once, default 2, to a cluster 128
     clock        microseconds for the scripts to go by, for tests; None: the server's own time
     """
 
     def __init__(
-        self, url: str, *, connections: int = 32, clock: Callable[[], int] | None = None
+        self,
+        where: str | Link,
+        *,
+        connections: int = 2,
+        in_flight: int | None = None,
+        clock: Callable[[], int] | None = None,
     ) -> None:
-        pool = ConnectionPool.from_url(
-            _client_url(url),
-            max_connections=connections,
-            socket_timeout=None,
-            socket_connect_timeout=None,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-            driver_info=None,
-        )
-        self._client = Redis.from_pool(pool)
-        self._free = asyncio.Semaphore(connections)
+        self._link: Link = link_to(where, connections=connections) if isinstance(where, str) else where
+        self._by_slot = self._link.slot(PREFIX) is not None
+        if in_flight is None:
+            in_flight = IN_FLIGHT_BY_SLOT if self._by_slot else IN_FLIGHT
+        decide = script("decide", "clock", "shapes", "gate")
+        self._batches = Batches(self._link, decide, in_flight=in_flight, clock=clock)
+        self._lease, self._forget = script("lease", "clock"), script("forget")
         self._clock = clock
-        self._ask = script("ask", "shapes", "gate")
-        self._report = script("report", "shapes", "gate")
-        self._lease = script("lease", "shapes")
+        self._write_question = forms.Forms().question
         self._questions = self._reports = self._trips = self._failures = 0
 
     async def ask(self, question: Question) -> Verdict:
         self._questions += 1
-        keys, arguments = _written(question)
-        (answer,) = await self._run(self._ask, keys, [1, *arguments])
-        return _read(question, [int(part) for part in answer.split()])
+        if not self._by_slot:
+            return await self._decided(question, None)
+        slots = self._slots(forms.keys_of(question))
+        if len(slots) < 2:
+            return await self._decided(question, next(iter(slots), None))
+        parts = question_parts(question, self._slot_of_limit, self._slot_of_gate)
+        return await ask_in_parts(parts, self.ask, self.report)
+
+    async def _decided(self, question: Question, slot: int | None) -> Verdict:
+        call, verdict = self._batches.add(question, self._write_question, forms.verdict, slot)
+        try:
+            decided: Verdict = await verdict
+        except asyncio.CancelledError:
+            call.leave()
+            raise
+        return decided
 
     async def report(self, report: Report) -> Standing:
         self._reports += 1
-        keys = [_key(c.shape, c.key) for c in report.corrections]
-        arguments: list[Argument] = [len(report.corrections)]
-        for c in report.corrections:
-            kind = "b" if isinstance(c.shape, Bucket) else "w"
-            arguments += [kind, *_numbers(c.shape), c.units, c.at_us]
-        if report.gate is not None:
-            keys.append(f"{PREFIX}g:{report.gate.key}")
-            ending = _ENDINGS[report.ending]
-            if report.slow and ending == _ENDINGS[Ending.OK]:
-                ending = _ENDINGS[Ending.FAILED]
-            cool_down = round(report.cool_down * SECOND)
-            arguments += [*_rules(report.gate.rules), ending, report.epoch, report.probe, cool_down]
-        if not keys:
+        heard: Standing
+        if not report.corrections and report.gate is None:
             return Standing()
-        epoch, shut_for = (await self._run(self._report, keys, arguments)).split()
-        return Standing(int(epoch), int(shut_for) / SECOND)
+        slots = self._slots(forms.keys_of(report)) if self._by_slot else {None}
+        if len(slots) > 1:
+            for part in report_parts(report, self._slot_of_limit, self._slot_of_gate):
+                heard = await self.report(part)
+            return heard
+        (slot,) = slots
+        call, standing = self._batches.add(report, forms.write_report, forms.standing, slot)
+        try:
+            heard = await standing
+        except asyncio.CancelledError:
+            call.leave()
+            raise
+        return heard
 
-    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> bool:
-        key = f"{PREFIX}l:{key}"
-        return bool(await self._run(self._lease, [key], [holder, max(limit, 0), round(ttl * SECOND)]))
+    def _slots(self, keys: Sequence[str]) -> set[int | None]:
+        return {self._link.slot(key) for key in keys}
+
+    def _slot_of_limit(self, limit: Ask | Correction) -> int | None:
+        return self._link.slot(forms.key_of(limit.shape, limit.key))
+
+    def _slot_of_gate(self, gate: Gate) -> int | None:
+        return self._link.slot(forms.gate_key(gate.key))
+
+    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> int:
+        arguments: list[Argument] = [holder, max(limit, 0), round(ttl * SECOND)]
+        return int(await self._run(self._lease, [f"{PREFIX}l:{key}"], arguments))
 
     async def release(self, key: str, *, holder: str) -> None:
         await self._run(self._lease, [f"{PREFIX}l:{key}"], [holder, -1, 0])
 
     async def forget(self, keys: Sequence[str]) -> None:
-        for key in keys:  # one by one: in a cluster they may live on different nodes
-            await self._trip(self._client.delete, *(f"{PREFIX}{kind}:{key}" for kind in "bwgdl"))
+        for key in keys:
+            names = [f"{PREFIX}{kind}:{key}" for kind in "bwgdl"]
+            if self._by_slot:  # without a tag they live on different slots
+                for name in names:
+                    await self._run(self._forget, [name], [])
+            else:
+                await self._run(self._forget, names, [])
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        self._batches.close()
+        await self._link.aclose()
 
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(
             "valkey",
             questions=self._questions,
             reports=self._reports,
-            trips=self._trips,
-            failures=self._failures,
+            trips=self._trips + self._batches.trips,
+            failures=self._failures + self._batches.failures,
         )
 
     async def _run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
         now = 0 if self._clock is None else self._clock()
+        self._trips += 1
         try:
-            return await self._trip(self._client.evalsha, script.sha, len(keys), *keys, now, *arguments)
-        except NoScriptError:  # a new or flushed server: the source loads it for everyone
-            return await self._trip(self._client.eval, script.source, len(keys), *keys, now, *arguments)
-
-    async def _trip(self, command: Callable[..., Any], *arguments: Argument) -> Any:
-        async with self._free:
-            self._trips += 1
-            try:
-                return await command(*arguments)
-            except NoScriptError:
-                raise
-            except (RedisError, OSError) as error:
-                self._failures += 1
-                raise StoreDown(f"{type(error).__name__}: {error}") from error
-
-
-def _written(question: Question) -> tuple[list[str], list[Argument]]:
-    """A question's part of the keys and arguments of ask.lua."""
-    gate = question.gate
-    demand = round(question.demand * 1000) if gate or question.asks else 0
-    keys: list[str] = []
-    horizon = round(question.horizon * SECOND)
-    arguments: list[Argument] = [
-        horizon,
-        len(question.asks),
-        demand,
-        question.pod,
-        int(gate is not None),
-    ]
-    if gate is not None:
-        keys.append(f"{PREFIX}g:{gate.key}")
-        arguments += _rules(gate.rules)
-    if demand > 0:
-        keys.append(f"{PREFIX}d:{gate.key if gate is not None else question.asks[0].key}")
-    for ask in question.asks:
-        keys.append(_key(ask.shape, ask.key))
-        kind = "b" if isinstance(ask.shape, Bucket) else "w"
-        arguments += [kind, ask.cost, *_numbers(ask.shape)]
-    return keys, arguments
-
-
-def _read(question: Question, parts: list[int]) -> Verdict:
-    """The verdict in one answer of ask.lua."""
-    allowed, now, at, again, epoch, blocked, probe, demand = parts[:_PER_GATE]
-    limits = tuple(
-        LimitState(
-            name=ask.name,
-            limit=ask.shape.limit,
-            window=ask.shape.period_us / SECOND,
-            allowed=parts[i] == 1,
-            remaining=parts[i + 1],
-            reset=(parts[i + 2] - now) / SECOND,
-            retry_after=_seconds(parts[i + 3]),
-        )
-        for ask, i in zip(question.asks, range(_PER_GATE, len(parts), _PER_LIMIT), strict=False)
-    )
-    return Verdict(
-        allowed=allowed == 1,
-        retry_after=_seconds(again),
-        limits=limits,
-        wait=(at - now) / SECOND if at else 0.0,
-        at_us=at,
-        epoch=epoch,
-        probe=probe,
-        blocked=_BLOCKED.get(blocked),
-        demand=demand / 1000,
-    )
-
-
-def _seconds(us: int) -> float:
-    return NEVER if us == NEVER_US else us / SECOND
+            return await self._link.run(script, keys, [now, *arguments])
+        except StoreDown:
+            self._failures += 1
+            raise

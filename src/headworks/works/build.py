@@ -10,6 +10,7 @@ from headworks.current import Criticality
 from headworks.errors import PolicyError, Problem
 from headworks.identity import Identifier, Rank, Resolver
 from headworks.policy.settings import Policy
+from headworks.store.deny import DenyCache
 from headworks.store.ladder import LadderStore
 from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Store
@@ -31,7 +32,8 @@ class LeavePermit:
         self._store, self._key, self._holder, self._limit = store, key, holder, limit
 
     async def hold(self) -> bool:
-        return await self._store.lease(self._key, holder=self._holder, limit=self._limit, ttl=LEASE)
+        held = await self._store.lease(self._key, holder=self._holder, limit=self._limit, ttl=LEASE)
+        return held > 0
 
     async def give_back(self) -> None:
         await self._store.release(self._key, holder=self._holder)
@@ -42,17 +44,18 @@ def store_of(policy: Policy, telemetry: Telemetry, rng: random.Random) -> Store:
     if policy.store is None:
         return MemoryStore()
     try:
-        url = policy.store.url.reveal()
+        shared = ValkeyStore(policy.store.url.reveal())
     except ValueError as error:
         raise PolicyError("policy", [Problem("store.url", str(error))]) from None
-    return LadderStore(
-        ValkeyStore(url),
+    ladder = LadderStore(
+        shared,
         decision_timeout=policy.store.decision_timeout,
         when_down=policy.store.when_down,
         replicas=policy.deploy.replicas,
         rng=rng,
         on_change=lambda state, why: telemetry.emit(Changed("store", state, why)),
     )
+    return DenyCache(ladder)
 
 
 def permit_of(policy: Policy, store: Store, pod: str) -> LeavePermit | None:

@@ -7,114 +7,121 @@
 --
 -- Rules r: {failure_ratio, min_calls, window_us, open_us, probes, probe_us}. Times: microseconds.
 
-local OK, BAD = 1, 2              -- endings; any other says nothing about the vendor
-local OPEN, COOL_DOWN = 1, 2      -- why a gate is shut
-local SUB_BUCKETS = 10
-local REMEMBERED = 3600000000
+local function make_gate()
+  local OK, BAD = 1, 2              -- endings; any other says nothing about the vendor
+  local OPEN, COOL_DOWN = 1, 2      -- why a gate is shut
+  local SUB_BUCKETS = 10
+  local REMEMBERED = 3600000000
 
-local gate = {}
+  local gate = {}
 
-function gate.write(key, s, r, now, margin)
-  local v = {s.epoch, s.open, s.cool, s.successes, s.numbered, #s.counts}
-  local forgotten = max(now + r[3], s.cool, s.open)
-  for _, count in ipairs(s.counts) do
-    for part = 1, 3 do table.insert(v, count[part]) end
+  function gate.pack(s)
+    local v = {s.epoch, s.open, s.cool, s.successes, s.numbered, #s.counts}
+    for _, count in ipairs(s.counts) do
+      for part = 1, 3 do table.insert(v, count[part]) end
+    end
+    for _, probe in ipairs(s.probes) do
+      table.insert(v, probe[1])
+      table.insert(v, probe[2])
+    end
+    return cmsgpack.pack(unpack(v))
   end
-  for _, probe in ipairs(s.probes) do
-    table.insert(v, probe[1])
-    table.insert(v, probe[2])
-    forgotten = max(forgotten, probe[2])
-  end
-  keep(key, cmsgpack.pack(unpack(v)), forgotten + REMEMBERED, now, margin)
-end
 
-function gate.read(key, r, now, margin)
-  local raw = redis.call('GET', key)
-  local s = {open = 0, cool = 0, successes = 0, numbered = 0, counts = {}, probes = {}}
-  if not raw then
-    s.epoch = floor(now / 1000)
-    gate.write(key, s, r, now, margin)
+  -- When the state may be dropped.
+  function gate.clears(s, r, now)
+    local moves = max(now + r[3], s.cool, s.open)
+    for _, probe in ipairs(s.probes) do moves = max(moves, probe[2]) end
+    return moves + REMEMBERED
+  end
+
+  function gate.read(raw, now)
+    local s = {open = 0, cool = 0, successes = 0, numbered = 0, counts = {}, probes = {}}
+    if not raw then
+      s.epoch, s.new = floor(now / 1000), true
+      return s
+    end
+    local v = {cmsgpack.unpack(raw)}
+    s.epoch, s.open, s.cool, s.successes, s.numbered = v[1], v[2], v[3], v[4], v[5]
+    local i = 7
+    for n = 1, v[6] do
+      s.counts[n] = {v[i], v[i + 1], v[i + 2]}
+      i = i + 3
+    end
+    while v[i] do
+      table.insert(s.probes, {v[i], v[i + 1]})
+      i = i + 2
+    end
     return s
   end
-  local v = {cmsgpack.unpack(raw)}
-  s.epoch, s.open, s.cool, s.successes, s.numbered = v[1], v[2], v[3], v[4], v[5]
-  local i = 7
-  for n = 1, v[6] do
-    s.counts[n] = {v[i], v[i + 1], v[i + 2]}
-    i = i + 3
-  end
-  while v[i] do
-    table.insert(s.probes, {v[i], v[i + 1]})
-    i = i + 2
-  end
-  return s
-end
 
-local function under_way(s, now, except)
-  local left = {}
-  for _, probe in ipairs(s.probes) do
-    if probe[2] > now and probe[1] ~= except then table.insert(left, probe) end
+  local function under_way(s, now, except)
+    local left = {}
+    for _, probe in ipairs(s.probes) do
+      if probe[2] > now and probe[1] ~= except then table.insert(left, probe) end
+    end
+    return left
   end
-  return left
-end
 
--- Why nothing passes (0: something does), µs until asking again is worth it, probe number or 0.
-function gate.admit(s, r, now)
-  if s.cool > now then return COOL_DOWN, s.cool - now, 0 end
-  if s.open == 0 then return 0, 0, 0 end
-  if s.open > now then return OPEN, s.open - now, 0 end
-  local probes = under_way(s, now)
-  if s.successes + #probes >= r[5] then
-    local wait
-    for _, probe in ipairs(probes) do wait = min(wait or probe[2] - now, probe[2] - now) end
-    return OPEN, max(wait or 1, 1), 0
+  -- Why nothing passes (0: something does), µs until asking again is worth it, probe number or 0.
+  function gate.admit(s, r, now)
+    if s.cool > now then return COOL_DOWN, s.cool - now, 0 end
+    if s.open == 0 then return 0, 0, 0 end
+    if s.open > now then return OPEN, s.open - now, 0 end
+    local probes = under_way(s, now)
+    if s.successes + #probes >= r[5] then
+      local wait
+      for _, probe in ipairs(probes) do wait = min(wait or probe[2] - now, probe[2] - now) end
+      return OPEN, max(wait or 1, 1), 0
+    end
+    return 0, 0, s.numbered + 1
   end
-  return 0, 0, s.numbered + 1
-end
 
-function gate.lease(s, r, now, sent)
-  s.probes, s.numbered = under_way(s, now), s.numbered + 1
-  table.insert(s.probes, {s.numbered, sent + r[6]})
-end
+  function gate.lease(s, r, now, sent)
+    s.probes, s.numbered = under_way(s, now), s.numbered + 1
+    table.insert(s.probes, {s.numbered, sent + r[6]})
+  end
 
-local function opened(s, r, now)
-  s.epoch, s.open, s.successes, s.counts, s.probes = s.epoch + 1, now + r[4], 0, {}, {}
-end
+  local function opened(s, r, now)
+    s.epoch, s.open, s.successes, s.counts, s.probes = s.epoch + 1, now + r[4], 0, {}, {}
+  end
 
-local function counted(s, r, now, ending)
-  local width = max(1, math.ceil(r[3] / SUB_BUCKETS))
-  local current, calls, bad, counts = floor(now / width), 0, 0, {}
-  for _, count in ipairs(s.counts) do
-    if count[1] > current - SUB_BUCKETS then table.insert(counts, count) end
+  local function counted(s, r, now, ending)
+    local width = max(1, math.ceil(r[3] / SUB_BUCKETS))
+    local current, calls, bad, counts = floor(now / width), 0, 0, {}
+    for _, count in ipairs(s.counts) do
+      if count[1] > current - SUB_BUCKETS then table.insert(counts, count) end
+    end
+    if #counts == 0 or counts[#counts][1] ~= current then table.insert(counts, {current, 0, 0}) end
+    local latest = counts[#counts]
+    latest[ending + 1] = latest[ending + 1] + 1
+    for _, count in ipairs(counts) do
+      calls, bad = calls + count[2] + count[3], bad + count[3]
+    end
+    s.counts = counts
+    if calls >= r[2] and bad >= r[1] * calls then opened(s, r, now) end
   end
-  if #counts == 0 or counts[#counts][1] ~= current then table.insert(counts, {current, 0, 0}) end
-  local latest = counts[#counts]
-  latest[ending + 1] = latest[ending + 1] + 1
-  for _, count in ipairs(counts) do
-    calls, bad = calls + count[2] + count[3], bad + count[3]
-  end
-  s.counts = counts
-  if calls >= r[2] and bad >= r[1] * calls then opened(s, r, now) end
-end
 
-function gate.ended(s, r, now, ending, epoch, probe)
-  local leased = false
-  if probe > 0 then
-    for _, held in ipairs(s.probes) do leased = leased or (held[1] == probe and held[2] > now) end
-    s.probes = under_way(s, now, probe)
+  function gate.ended(s, r, now, ending, epoch, probe)
+    local leased = false
+    if probe > 0 then
+      for _, held in ipairs(s.probes) do leased = leased or (held[1] == probe and held[2] > now) end
+      s.probes = under_way(s, now, probe)
+    end
+    if (ending ~= OK and ending ~= BAD) or epoch < s.epoch then return end
+    if s.open == 0 then return counted(s, r, now, ending) end
+    if not leased or s.open > now then return end
+    if ending == BAD then return opened(s, r, now) end
+    s.successes = s.successes + 1
+    if s.successes >= r[5] then
+      s.epoch, s.open, s.successes, s.counts, s.probes = s.epoch + 1, 0, 0, {}, {}
+    end
   end
-  if (ending ~= OK and ending ~= BAD) or epoch < s.epoch then return end
-  if s.open == 0 then return counted(s, r, now, ending) end
-  if not leased or s.open > now then return end
-  if ending == BAD then return opened(s, r, now) end
-  s.successes = s.successes + 1
-  if s.successes >= r[5] then
-    s.epoch, s.open, s.successes, s.counts, s.probes = s.epoch + 1, 0, 0, {}, {}
-  end
-end
 
-function gate.cool_down(s, now, length)
-  if length > 0 and now + length > s.cool then
-    s.cool, s.epoch = now + length, s.epoch + 1
+  function gate.cool_down(s, now, length)
+    if length > 0 and now + length > s.cool then
+      s.cool, s.epoch = now + length, s.epoch + 1
+    end
   end
+
+  return gate
 end

@@ -1,0 +1,152 @@
+"""What the store has refused is refused here, until it could fit: a flood costs the store nothing.
+
+    kept per key    the limit's shape, the smallest refused cost c, and when c could fit
+    answered here   a cost ≥ c of the same shape, before that time
+
+Only for asks of which nothing is ever given back (`FinalAsk`): then room can only shrink until time
+frees it, and whoever asks for at least c before that would be refused by the store, too. A smaller
+cost, a peek, a question with a gate or a horizon, and a limit that has changed go to the store. Time
+counts from before the question was put, so nothing is refused here longer than the store would.
+
+A refusal from here says what is left as the store last said it; `reset` and `retry_after` count down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from headworks.limits.shapes import Bucket, Shape
+from headworks.store.protocol import Ask, FinalAsk, Question, Report, Standing, Store, StoreStatistics
+from headworks.verdict import LimitState, Verdict
+
+SIZE = 10_000
+"""Keys remembered; the one that was asked for longest ago is forgotten first."""
+
+
+def _most(shape: Shape) -> int:
+    return shape.burst if isinstance(shape, Bucket) else shape.limit
+
+
+class _Heard(NamedTuple):
+    """One limit's part of a refusal: what was asked of which shape, what was answered, and when."""
+
+    shape: Shape
+    cost: int
+    state: LimitState
+    at: float
+
+    def stands(self, now: float) -> bool:
+        """Whether this limit itself refused, and still does."""
+        return not self.state.allowed and now < self.at + self.state.retry_after
+
+    def later(self, ask: Ask, now: float) -> LimitState | None:
+        """The state counted down to now; None where it says nothing about this ask."""
+        refuses = self.stands(now)
+        if self.shape != ask.shape or (ask.cost < self.cost if refuses else ask.cost > self.cost):
+            return None
+        if not refuses and not self.state.allowed:
+            return None
+        gone, (_, limit, window, allowed, left, reset, again) = now - self.at, self.state
+        if gone >= reset:
+            left = _most(ask.shape)
+        again, reset = (again - gone if refuses else 0.0), max(0.0, reset - gone)
+        return LimitState(ask.name, limit, window, allowed, left, reset, again)
+
+
+_Place = tuple[str, bool]
+"""A key, and whether the cost is one that never fits: that refusal must not stand for others."""
+
+
+def _place(ask: Ask) -> _Place:
+    return ask.key, ask.cost > _most(ask.shape)
+
+
+class DenyCache:
+    """A store in front of another one, which hears of a denied caller only when it may have changed.
+
+    size  keys remembered, ≥ 1, default 10,000
+    """
+
+    def __init__(self, inner: Store, *, size: int = SIZE) -> None:
+        self._inner, self._size = inner, size
+        self._heard: OrderedDict[_Place, _Heard] = OrderedDict()
+        self._questions = 0
+
+    def __len__(self) -> int:
+        """Keys remembered."""
+        return len(self._heard)
+
+    async def ask(self, question: Question) -> Verdict:
+        asks, horizon, gate, _, demand = question
+        if horizon > 0 or gate is not None or demand > 0 or not all(type(a) is FinalAsk for a in asks):
+            return await self._inner.ask(question)
+        now = asyncio.get_running_loop().time()
+        if self._heard and (known := self._known(asks, now)) is not None:
+            self._questions += 1
+            return known
+        verdict = await self._inner.ask(question)
+        if not verdict.allowed and not verdict.degraded:
+            self._remember(asks, verdict, now)
+        return verdict
+
+    def _known(self, asks: Sequence[Ask], now: float) -> Verdict | None:
+        """The refusal, when one limit is known to refuse and something is known of every other."""
+        states = []
+        for ask in asks:
+            heard = self._heard.get(_place(ask))
+            state = heard.later(ask, now) if heard is not None and ask.cost else None
+            if state is None:
+                return None
+            states.append(state)
+        again = max((state.retry_after for state in states), default=0.0)
+        if not again:
+            return None
+        for ask in asks:
+            self._heard.move_to_end(_place(ask))
+        return Verdict(False, again, tuple(states))
+
+    def _remember(self, asks: Sequence[Ask], verdict: Verdict, now: float) -> None:
+        for ask, state in zip(asks, verdict.limits, strict=False):
+            place = _place(ask)
+            old = self._heard.get(place)
+            if old is not None and old.shape == ask.shape and old.stands(now):
+                if state.allowed or ask.cost > old.cost:
+                    continue
+            elif not ask.cost:
+                continue
+            self._heard[place] = _Heard(ask.shape, ask.cost, state, now)
+            self._heard.move_to_end(place)
+        while len(self._heard) > self._size:
+            self._heard.popitem(last=False)
+
+    async def report(self, report: Report) -> Standing:
+        self._forget([correction.key for correction in report.corrections])
+        return await self._inner.report(report)
+
+    async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> int:
+        return await self._inner.lease(key, holder=holder, limit=limit, ttl=ttl)
+
+    async def release(self, key: str, *, holder: str) -> None:
+        await self._inner.release(key, holder=holder)
+
+    async def forget(self, keys: Sequence[str]) -> None:
+        """Forget here and in the store; other processes remember until what they heard is over."""
+        await self._inner.forget(keys)
+        self._forget(keys)
+
+    def _forget(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._heard.pop((key, False), None)
+            self._heard.pop((key, True), None)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    def statistics(self) -> StoreStatistics:
+        """The inner store's, with the questions that were answered here."""
+        inner = self._inner.statistics()
+        return replace(inner, questions=inner.questions + self._questions)

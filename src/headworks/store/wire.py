@@ -1,0 +1,256 @@
+"""A connection of our own: script calls in a row on one socket, replies in the same order.
+
+redis-py knows everything about servers and spends more on one call than the call itself takes; here
+is only what a script call needs: AUTH, SELECT, EVALSHA, and EVAL where a server does not know the
+script. URLs and certificates are read by redis-py.
+
+A call that nobody waits for any more costs the connection nothing: its reply is dropped when it comes.
+When it does not come within `LOST_AFTER` seconds, the connection counts as lost and is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import hiredis
+from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
+
+from headworks.store.batch import Argument, ServerError
+from headworks.store.protocol import StoreDown
+from headworks.store.scripts import Script
+
+CONNECT_TIMEOUT = 2.0
+"""Seconds for connecting, TLS, AUTH and SELECT together."""
+LOST_AFTER = 1.0
+"""Seconds to wait for a reply that no caller waits for."""
+DEFAULT_PORT = 6379
+
+_NOTHING = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a server is, and as whom to talk to it.
+
+    path   of a unix socket, instead of host and port
+    tls    None: plain
+    """
+
+    host: str = "localhost"
+    port: int = DEFAULT_PORT
+    path: str = ""
+    username: str | None = None
+    password: str | None = None
+    database: int = 0
+    tls: ssl.SSLContext | None = None
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.path or f'{self.host}:{self.port}'})"
+
+    @classmethod
+    def of(cls, url: str) -> Endpoint:
+        """From `valkey://`, `redis://` (`valkeys://`, `rediss://`: with TLS) or `unix://`, with the
+        query parameters that redis-py knows (`ssl_ca_certs`, `ssl_certfile`, `db`, …).
+
+        Raises `ValueError` for any other scheme.
+        """
+        scheme, colon, rest = url.partition(":")
+        scheme = {"valkey": "redis", "valkeys": "rediss"}.get(scheme, scheme)
+        known: dict[str, Any] = dict(parse_url(scheme + colon + rest))
+        kind = known.pop("connection_class", None)
+        tls = SSLConnection(**known).ssl_context.get() if kind is SSLConnection else None
+        return cls(
+            host=known.get("host", "localhost"),
+            port=known.get("port", DEFAULT_PORT),
+            path=known.get("path", "") if kind is UnixDomainSocketConnection else "",
+            username=known.get("username"),
+            password=known.get("password"),
+            database=known.get("db", 0),
+            tls=tls,
+        )
+
+
+class _Wire(asyncio.Protocol):
+    """One open socket. Calls wait in the order in which they were sent."""
+
+    def __init__(self) -> None:
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        self._waiting: deque[tuple[asyncio.Future[Any], tuple[Argument, ...] | None]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._broken = ""
+        self.open = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+        self.open = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open = False
+        why = self._broken or (f"connection lost: {exc}" if exc else "connection closed by the server")
+        while self._waiting:
+            future, _ = self._waiting.popleft()
+            if not future.done():
+                future.set_exception(StoreDown(why))
+
+    def send(
+        self,
+        future: asyncio.Future[Any],
+        command: tuple[Argument, ...],
+        otherwise: tuple[Argument, ...] | None = None,
+    ) -> None:
+        """Send a command whose reply goes to `future`; after NOSCRIPT, send `otherwise` instead."""
+        self._waiting.append((future, otherwise))
+        self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub: of one
+
+    def data_received(self, data: bytes) -> None:
+        reader = self._reader
+        try:
+            reader.feed(data)
+            while (reply := reader.gets()) is not _NOTHING:
+                self._answered(reply)
+        except (hiredis.ProtocolError, IndexError) as error:
+            self._broken = f"not a Valkey or Redis server: {error}"
+            self.abort()
+
+    def _answered(self, reply: Any) -> None:
+        future, otherwise = self._waiting.popleft()
+        if isinstance(reply, hiredis.ReplyError):
+            if otherwise is not None and str(reply).startswith("NOSCRIPT"):
+                self.send(future, otherwise)
+            elif not future.done():
+                future.set_exception(ServerError(str(reply)))
+        elif not future.done():
+            future.set_result(reply)
+
+    def give_up(self, future: asyncio.Future[Any]) -> None:
+        """Nobody waits for this reply any more: drop it, or, if it does not come, the connection."""
+        if self.open:
+            self._loop.call_later(LOST_AFTER, self._still_waiting, future)
+
+    def _still_waiting(self, future: asyncio.Future[Any]) -> None:
+        if any(waiting is future for waiting, _ in self._waiting):
+            self.abort()
+
+    def abort(self) -> None:
+        self.open = False
+        self._transport.abort()
+
+
+class Server:
+    """A `Link` to one server, over a few connections that are opened when first needed.
+
+    connections  how many, ≥ 1; a call takes the one with the fewest replies outstanding
+    """
+
+    def __init__(self, endpoint: Endpoint, *, connections: int = 1) -> None:
+        self.endpoint = endpoint
+        self._most = connections
+        self._wires: list[_Wire] = []
+        self._opening: asyncio.Task[_Wire] | None = None
+        self._closed = False
+
+    def slot(self, key: str) -> int | None:
+        return None
+
+    def run(
+        self, script: Script, keys: Sequence[str | bytes], args: Sequence[Argument]
+    ) -> asyncio.Future[Any]:
+        rest = (len(keys), *keys, *args)
+        return self.command(("EVALSHA", script.sha, *rest), ("EVAL", script.source, *rest))
+
+    def command(
+        self, command: tuple[Argument, ...], otherwise: tuple[Argument, ...] | None = None
+    ) -> asyncio.Future[Any]:
+        """Send any command; `otherwise` is sent when the answer is NOSCRIPT."""
+        if self._closed:
+            raise StoreDown("closed")
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._wires = [wire for wire in self._wires if wire.open]
+        wire = min(self._wires, key=len, default=None)
+        if wire is None or (len(wire) and len(self._wires) < self._most):
+            self._when_open(future, command, otherwise)
+        else:
+            _send(wire, future, command, otherwise)
+        return future
+
+    def _when_open(
+        self,
+        future: asyncio.Future[Any],
+        command: tuple[Argument, ...],
+        otherwise: tuple[Argument, ...] | None,
+    ) -> None:
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_task(self._open(), name="store-connect")
+
+        def opened(task: asyncio.Task[_Wire]) -> None:
+            error = StoreDown("closed") if task.cancelled() else task.exception()
+            if future.done():
+                return
+            if error is None and task.result().open:
+                _send(task.result(), future, command, otherwise)
+            else:
+                future.set_exception(error or StoreDown("connection lost"))
+
+        self._opening.add_done_callback(opened)
+
+    async def _open(self) -> _Wire:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                wire = await _connect(self.endpoint)
+        except (OSError, TimeoutError) as error:
+            raise StoreDown(f"ConnectionError: {self.endpoint}: {error or 'no answer'}") from error
+        finally:
+            self._opening = None
+        self._wires.append(wire)
+        return wire
+
+    async def aclose(self) -> None:
+        self._closed = True
+        if self._opening is not None:
+            opening = self._opening
+            opening.cancel()
+            await asyncio.wait((opening,))
+        for wire in self._wires:
+            wire.abort()
+        self._wires.clear()
+
+
+def _send(
+    wire: _Wire,
+    future: asyncio.Future[Any],
+    command: tuple[Argument, ...],
+    otherwise: tuple[Argument, ...] | None,
+) -> None:
+    wire.send(future, command, otherwise)
+    future.add_done_callback(lambda done: wire.give_up(done) if done.cancelled() else None)
+
+
+async def _connect(endpoint: Endpoint) -> _Wire:
+    loop = asyncio.get_running_loop()
+    if endpoint.path:
+        _, wire = await loop.create_unix_connection(_Wire, endpoint.path, ssl=endpoint.tls)
+    else:
+        _, wire = await loop.create_connection(_Wire, endpoint.host, endpoint.port, ssl=endpoint.tls)
+    greetings: list[tuple[Argument, ...]] = []
+    if endpoint.password is not None:
+        user = () if endpoint.username is None else (endpoint.username,)
+        greetings.append(("AUTH", *user, endpoint.password))
+    if endpoint.database:
+        greetings.append(("SELECT", endpoint.database))
+    try:
+        for greeting in greetings:
+            answer: asyncio.Future[Any] = loop.create_future()
+            wire.send(answer, greeting)
+            await answer
+    except BaseException:
+        wire.abort()
+        raise
+    return wire

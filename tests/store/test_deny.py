@@ -1,0 +1,173 @@
+"""What the store has refused is refused without it, until it could fit."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+
+from headworks.limits.shapes import Bucket, Shape, Window
+from headworks.store.deny import DenyCache
+from headworks.store.ladder import LadderStore
+from headworks.store.memory import MemoryStore
+from headworks.store.protocol import Ask, Correction, FinalAsk, Question, Report
+from headworks.store.valkey import ValkeyStore
+from headworks.verdict import NEVER, Verdict
+
+TEN = Window.of(10, 60)
+PACED = Bucket.of(10, 60, burst=10)
+
+
+def final(key: str = "k", shape: Shape = TEN, cost: int = 1, **more: Any) -> Question:
+    return Question((FinalAsk("limit", key, shape, cost),), **more)
+
+
+class Counted(MemoryStore):
+    through = 0
+
+    async def ask(self, question: Question) -> Verdict:
+        self.through += 1
+        return await super().ask(question)
+
+
+class Front:
+    """A deny cache before a memory store, and how many questions came through."""
+
+    def __init__(self, size: int = 10_000) -> None:
+        self.inner = Counted()
+        self.cache = DenyCache(self.inner, size=size)
+        self.ask = self.cache.ask
+
+    @property
+    def through(self) -> int:
+        return self.inner.through
+
+
+async def emptied(shape: Shape = TEN) -> Front:
+    front = Front()
+    assert (await front.ask(final(cost=10, shape=shape))).allowed
+    await front.ask(final(shape=shape))
+    return front
+
+
+@pytest.mark.parametrize("shape", [TEN, PACED])
+async def test_a_refusal_is_repeated_and_counts_down_until_it_could_fit(shape: Shape) -> None:
+    front = await emptied(shape)
+    said = await front.inner.ask(final(shape=shape))
+    before = front.through
+    await asyncio.sleep(2.5)
+    again = await front.ask(final(shape=shape))
+    assert (again.allowed, again.limits[0].allowed, again.limits[0].remaining) == (False, False, 0)
+    assert again.retry_after == again.limits[0].retry_after == pytest.approx(said.retry_after - 2.5)
+    assert again.limits[0].reset == pytest.approx(said.limits[0].reset - 2.5)
+    assert front.through == before
+    await asyncio.sleep(again.retry_after)
+    assert (await front.ask(final(shape=shape))).allowed
+
+
+async def test_the_smallest_refused_cost_stands_for_all_above_it_only() -> None:
+    front = Front()
+    await front.ask(final(cost=5))
+    assert not (await front.ask(final(cost=7))).allowed
+    before = front.through
+    assert not (await front.ask(final(cost=8))).allowed
+    assert front.through == before
+    assert (await front.ask(final(cost=2))).allowed
+    assert not (await front.ask(final(cost=4))).allowed
+    assert not (await front.ask(final(cost=9))).allowed
+    assert not (await front.ask(final(cost=4))).allowed
+    assert front.through == before + 2
+
+
+async def test_a_cost_that_never_fits_stands_for_no_other() -> None:
+    front = Front()
+    for _ in range(3):
+        assert (await front.ask(final(cost=11))).retry_after == NEVER
+    assert front.through == 1
+    assert (await front.ask(final(cost=10))).allowed
+
+
+async def test_what_may_be_given_back_is_always_asked() -> None:
+    front = await emptied()
+    for question in (
+        Question((Ask("limit", "k", TEN),)),
+        final(cost=0),
+        final(horizon=5.0),
+        final(demand=1.0),
+        final("other"),
+        final(shape=Window.of(20, 60)),
+    ):
+        before = front.through
+        await front.ask(question)
+        assert front.through == before + 1, question
+
+
+async def test_a_question_with_several_limits_is_refused_by_the_one_that_refuses() -> None:
+    front = Front()
+    user, chat = FinalAsk("user", "u", Window.of(100, 60)), FinalAsk("chat", "u:/chat", TEN, 3)
+    both = Question((user, chat))
+    for _ in range(3):
+        assert (await front.ask(both)).allowed
+    refused = await front.ask(both)
+    before = front.through
+    await asyncio.sleep(1)
+    again = await front.ask(both)
+    assert front.through == before
+    assert [state.name for state in again.limits] == ["user", "chat"]
+    assert [state.allowed for state in again.limits] == [True, False]
+    assert again.limits[0].remaining == refused.limits[0].remaining
+    assert again.tightest == again.limits[1]
+    assert (await front.ask(Question((user,)))).allowed, "the user's limit has not refused"
+
+
+async def test_forgetting_and_giving_back_are_heard() -> None:
+    front = await emptied()
+    await front.cache.forget(["k"])
+    paid = await front.ask(final(cost=10))
+    assert paid.allowed
+    assert not (await front.ask(final())).allowed
+    await front.cache.report(Report((Correction("k", TEN, -5, paid.at_us),)))
+    assert (await front.ask(final())).allowed
+
+
+async def test_it_remembers_so_many_keys_and_no_more() -> None:
+    front = Front(size=3)
+    for i in range(10):
+        await front.ask(final(f"k{i}", cost=10))
+        await front.ask(final(f"k{i}"))
+    assert len(front.cache) == 3
+    before = front.through
+    await front.ask(final("k9"))
+    assert front.through == before
+
+
+async def test_what_was_decided_without_the_store_is_not_remembered() -> None:
+    class Gone(MemoryStore):
+        async def ask(self, question: Question) -> Verdict:
+            return (await super().ask(question))._replace(allowed=False, retry_after=9.0, degraded=True)
+
+    cache = DenyCache(Gone())
+    await cache.ask(final())
+    assert len(cache) == 0
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("shape", [TEN, PACED])
+async def test_a_flood_on_a_denied_key_costs_the_server_nothing_however_large(
+    server: Any, shape: Shape
+) -> None:
+    store = DenyCache(LadderStore(ValkeyStore(server.url), decision_timeout=1.0, rng=random.Random(1)))
+    await store.ask(final(cost=10, shape=shape))
+    await store.ask(final(shape=shape))
+    commands = []
+    for flood in (10, 10_000):
+        server.client.config_resetstat()
+        for _ in range(flood // 10):
+            verdicts = await asyncio.gather(*(store.ask(final(shape=shape)) for _ in range(10)))
+            assert not any(verdict.allowed for verdict in verdicts)
+        stats = server.client.info("commandstats")
+        commands.append(sum(row["calls"] for name, row in stats.items() if "evalsha" in name))
+    assert commands == [0, 0]
+    await store.aclose()

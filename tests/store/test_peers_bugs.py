@@ -1,0 +1,208 @@
+"""What users of other limiters for Python have run into, each held against this one.
+
+What stands in `ELSEWHERE` has its test where it belongs; a test here looks that it is still there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headworks.limits.shapes import Bucket, Window
+from headworks.store import Limiter, Limits, Verdict
+from headworks.store.memory import MemoryStore
+from headworks.store.protocol import Ask, Question, Store
+
+TESTS = Path(__file__).parents[1]
+
+ELSEWHERE = {
+    # slowapi
+    "routes of an included router were never limited": (
+        "test_works.py::test_included_routers_are_limited_apart_and_for_what_they_are"
+    ),
+    "a frozen server stopped the event loop, then every request was a 500": (
+        "store/test_outage.py::test_five_seconds_without_a_server"
+    ),
+    "the start of a response was sent again with every chunk": (
+        "test_works.py::test_a_stream_carries_its_limits_once_and_an_error_in_it_is_not_answered_twice"
+    ),
+    "every concrete URL had a limit of its own": (
+        "fairness/test_fairness_routes.py::test_a_root_path_is_not_part_of_the_template"
+    ),
+    # fastapi-limiter
+    "all users shared one limit": "store/test_conformance.py::test_two_users_do_not_share_a_limit",
+    "the leftmost X-Forwarded-For was believed": (
+        "ground/test_identity.py::test_the_client_is_the_first_untrusted_hop_from_our_side"
+    ),
+    # pyrate-limiter
+    "a flushed script was an error until the next start": (
+        "store/test_valkey_store.py::test_a_flushed_script_is_loaded_again_by_itself"
+    ),
+    "keys lived for ever": "store/test_valkey_store.py::test_every_key_lives_for_a_limited_time",
+    "the clock was each pod's own": (
+        "store/test_outage.py::test_pods_an_hour_apart_get_the_same_verdicts"
+    ),
+    # limits
+    "an earlier limit was burnt when a later one refused": (
+        "store/test_conformance.py::test_all_limits_consume_or_none_does"
+    ),
+    "another kind of limit under the same key was an error until it had expired": (
+        "store/test_valkey_store.py::test_switching_the_kind_of_limit_under_one_key_is_no_error"
+    ),
+    "a window grew with its limit": "limits/test_window_shape.py::test_the_number_of_entries_is_bounded",
+    "twice the limit passed at a window's edge": (
+        "store/test_conformance.py::test_nobody_gets_twice_the_limit_around_an_edge"
+    ),
+    "more passed than the limit when many asked at once": (
+        "store/test_conformance.py::test_a_race_of_200_for_100_admits_exactly_100"
+    ),
+    # throttled-py
+    "keys of users became labels of metrics": "telemetry/test_prometheus.py::test_labels_cannot_grow",
+}
+
+
+@pytest.mark.parametrize("bug", ELSEWHERE)
+def test_what_is_tested_elsewhere_is_still_tested_there(bug: str) -> None:
+    file, name = ELSEWHERE[bug].split("::")
+    assert f"def {name}(" in (TESTS / file).read_text()
+
+
+async def _admitted(store: Store, shape: Bucket | Window, times: int) -> int:
+    asked = [await store.ask(Question((Ask("limit", "k", shape),))) for _ in range(times)]
+    return sum(verdict.allowed for verdict in asked)
+
+
+@pytest.mark.real
+async def test_a_burst_below_half_a_seconds_rate_is_a_limit_too(opener: Any, clock: Any) -> None:
+    """throttled-py: "100/s burst 20" lived for ⌊0.4⌋ seconds, and let 500 of 500 through."""
+    async with opener(clock) as store:
+        assert await _admitted(store, Bucket.of(100, 1, burst=20), 100) == 20
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("limit", [59, 119])
+async def test_a_rate_that_no_second_divides_is_delivered(opener: Any, clock: Any, limit: int) -> None:
+    """throttled-py: whole seconds of refill made 30 of 59 a minute, and 60 of 119."""
+    async with opener(clock) as store:
+        shape, passed = Bucket.of(limit, 60, burst=2), 0
+        for _ in range(240):
+            passed += await _admitted(store, shape, 1)
+            clock.pass_(0.25)
+        assert limit <= passed <= limit + 2
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("shape", [Window.of(5, 0.2), Bucket.of(5, 0.2, burst=5)])
+async def test_a_period_below_a_second_is_no_error(opener: Any, clock: Any, shape: Any) -> None:
+    """throttled-py: division by zero."""
+    async with opener(clock) as store:
+        assert await _admitted(store, shape, 9) == 5
+        clock.pass_(0.2)
+        assert await _admitted(store, shape, 9) == 5
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("shape", [Window.of(10, 60), Bucket.of(10, 60, burst=10)])
+async def test_a_refused_cost_burns_nothing(opener: Any, clock: Any, shape: Any) -> None:
+    """limits: a fixed window counted what it refused, so that smaller costs were refused as well."""
+    async with opener(clock) as store:
+        for cost in (6, 5, 5, 11):
+            verdict = await store.ask(Question((Ask("limit", "k", shape, cost),)))
+        assert not verdict.allowed
+        assert verdict.limits[0].remaining == 4
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("shape", [Window.of(100, 60), Bucket.of(100, 60)])
+async def test_a_limit_is_one_key(server: Any, clock: Any, shape: Any) -> None:
+    """throttled-py: a sliding window had two, on different slots of a cluster."""
+    from headworks.store.valkey import ValkeyStore
+
+    store = ValkeyStore(server.url, clock=clock)
+    for _ in range(3):
+        await store.ask(Question((Ask("limit", "k", shape),)))
+        clock.pass_(30)
+    await store.aclose()
+    assert server.client.dbsize() == 1
+
+
+@pytest.mark.real
+async def test_forgetting_a_key_does_not_search_for_it(server: Any) -> None:
+    """limits: a reset asked the server for KEYS, which stops it for everyone."""
+    from headworks.store.valkey import ValkeyStore
+
+    server.client.config_resetstat()
+    store = ValkeyStore(server.url)
+    await store.forget(["k"])
+    await store.aclose()
+    used = server.client.info("commandstats")
+    assert not {"cmdstat_keys", "cmdstat_scan"} & used.keys()
+
+
+async def test_a_decision_starts_no_task_and_sweeps_no_keys() -> None:
+    """limits: every hit in memory scheduled a look at every key there was."""
+    store, shape = MemoryStore(), Window.of(10, 60)
+    for number in range(5_000):
+        await store.take("limit", f"k{number}", shape)
+    looks = 0
+
+    def until(held: Any) -> int:
+        nonlocal looks
+        looks += 1
+        return 2**60
+
+    store._logs._until = until
+    await asyncio.sleep(1)
+    await store.take("limit", "k", shape)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert looks <= 64
+
+
+async def test_nobody_is_held_up_by_another_keys_wait() -> None:
+    """pyrate-limiter: a lock was held across the wait; an idle key's question took two seconds."""
+    limiter, loop = Limiter(MemoryStore(), "1/s burst 1"), asyncio.get_running_loop()
+    await limiter.take("busy")
+    waiting = asyncio.create_task(limiter.wait("busy", timeout=5))
+    await asyncio.sleep(0)
+    began = loop.time()
+    assert (await limiter.wait("idle", timeout=5)).allowed
+    assert loop.time() == began
+    await waiting
+
+
+async def test_requests_and_tokens_are_taken_together() -> None:
+    """pyrate-limiter: several rates could only be asked of one and the same key and cost."""
+    limits = Limits(MemoryStore(), {"requests": "3/min", "tokens": "1000/min"})
+    assert (await limits.take("ann", {"requests": 1, "tokens": 900})).allowed
+    assert not (await limits.take("ann", {"requests": 1, "tokens": 200})).allowed
+    assert [state.remaining for state in (await limits.peek("ann")).limits] == [2, 100]
+
+
+async def test_a_large_cost_is_not_overtaken_by_small_ones_that_come_later() -> None:
+    """aiolimiter: waiters went by amount, so eight of ten waited until the small ones had stopped."""
+    limiter, loop = Limiter(MemoryStore(), "10/s burst 10"), asyncio.get_running_loop()
+    await limiter.take("k", 10)
+    began = loop.time()
+
+    async def small() -> None:
+        while loop.time() < began + 5:
+            await limiter.wait("k", timeout=10)
+
+    large = asyncio.create_task(limiter.wait("k", 8, timeout=10))
+    await asyncio.sleep(0)
+    others = asyncio.create_task(small())
+    await large
+    assert loop.time() - began == pytest.approx(0.8)
+    await others
+
+
+async def test_a_period_of_a_window_never_sees_a_burst_and_its_refill() -> None:
+    """aiolimiter: a burst and what refilled meanwhile made nearly twice the rate in the first period."""
+    limiter, passed = Limiter(MemoryStore(), "100/min"), list[Verdict]()
+    for _ in range(600):
+        passed.append(await limiter.take("k"))
+        await asyncio.sleep(0.0999)
+    assert sum(verdict.allowed for verdict in passed) == 100
