@@ -118,6 +118,7 @@ async def test_a_store_that_cannot_be_meant_is_a_mistake_in_the_policy() -> None
         "schema": 1,
         "service": {"name": "svc"},
         "store": {"url": "valkey+sentinel://host:26379"},
+        "fairness": {"default_tier": "free", "tiers": {"free": {"rate": "10/min"}}},
     }
     with pytest.raises(PolicyError, match=r"store\.url: name the primary"):
         Headworks(parse(policy, "test", {}), pod="a")

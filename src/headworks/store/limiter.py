@@ -157,13 +157,13 @@ class Limiter(Limits):
     def __init__(self, store: Store, rate: str | Shape, *, name: str = "limit") -> None:
         super().__init__(store, {name: rate})
         self._name, self._shape, self._end = name, self._shapes[name], "}:" + name
-        self._memory = store if isinstance(store, MemoryStore) else None
+        self._take = store.take_nowait if isinstance(store, MemoryStore) else None
 
     async def take(self, key: str, cost: Cost = 1) -> Verdict:
         """Consume `cost` now, or nothing; the verdict says which."""
-        memory = self._memory
-        if memory is not None and key and type(cost) is int and cost >= 0:
-            return memory.take_nowait(self._name, "{" + key + self._end, self._shape, cost)
+        take = self._take
+        if take is not None and key and type(cost) is int and cost >= 0:
+            return take(self._name, "{" + key + self._end, self._shape, cost)
         return await self._store.ask(Question(self._asks(key, cost)))
 
 
