@@ -250,17 +250,27 @@ async def test_a_share_is_paced_at_a_part_of_the_limit(shape: Any) -> None:
     await store.aclose()
 
 
-async def test_a_key_of_which_nothing_is_known_starts_empty() -> None:
+async def test_a_vendors_quota_of_which_nothing_is_known_starts_empty() -> None:
     inner = Moody()
     store = ladder(inner, replicas=2)
     await _down(store, inner)
-    verdict = await store.ask(one("new"))
+    verdict = await store.ask(one("new", gate=GATE))
     assert (verdict.allowed, verdict.retry_after) == (False, 12)
     assert verdict.limits[0].limit == 10
     await asyncio.sleep(12)
-    assert (await store.ask(one("new"))).allowed
+    assert (await store.ask(one("new", gate=GATE))).allowed
     await asyncio.sleep(600)
-    assert (await store.ask(one("new"))).allowed, "it is known now"
+    assert (await store.ask(one("new", gate=GATE))).allowed, "it is known now"
+    await store.aclose()
+
+
+async def test_a_user_of_whom_nothing_is_known_has_a_first_unit_and_no_more() -> None:
+    inner = Moody()
+    store = ladder(inner, replicas=2)
+    await _down(store, inner)
+    assert (await store.ask(one("new"))).allowed
+    verdict = await store.ask(one("new"))
+    assert (verdict.allowed, verdict.retry_after) == (False, 12)
     await store.aclose()
 
 
@@ -277,6 +287,7 @@ async def test_a_user_keeps_one_unit_per_period_a_vendor_keeps_its_part() -> Non
     inner = Moody()
     store = ladder(inner, replicas=100)
     await _down(store, inner)
+    assert (await store.ask(one("user"))).allowed
     assert (await store.ask(one("user"))).retry_after == 60
     assert (await store.ask(one("vendor", gate=GATE))).retry_after == 600
     await store.aclose()

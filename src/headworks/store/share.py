@@ -6,9 +6,9 @@ while the others still share the store let at most L·(1 + k/N) through.
 
 Where the last reply of the store left room, the first unit passes at once. A key of which nothing is
 known: a vendor's quota (it has a gate) starts empty and waits for its first unit; a user's limit starts
-with one, so that nobody is refused for what others may have taken. What was taken alone is not forgotten when the store
-comes back: a store that comes and goes does not hand out a first unit each time. Limits without a
-gate, which are the users', keep at least one unit per W however many processes there are.
+with one, so that nobody is refused for what others may have taken. What was taken alone is not forgotten
+when the store comes back: a store that comes and goes does not hand out a first unit each time. Users'
+limits, which have no gate, keep at least one unit per W however many processes there are.
 """
 
 from __future__ import annotations
