@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
-from headworks.cli import app
+from headworks.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -19,10 +19,7 @@ IMAGES = sorted((ROOT / "docs" / "images").glob("*.svg"))
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(r"(?<![\w./:-])((?:[\w-]+/)+[\w.-]+\.(?:py|lua|toml|svg|html))(?![\w/])")
-CHECKED = re.compile(
-    r"^((?:\$ export .*\n)*)\$ headworks check (\S+)\n(.*?)^```", re.MULTILINE | re.DOTALL
-)
-EXPORT = re.compile(r"^\$ export (\w+)=(\S+)", re.MULTILINE)
+CHECKED = re.compile(r"^\$ ((?:\w+=\S+ )*)headworks check (\S+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 BY_ACCIDENT = {
     "a path of somebody's machine": re.compile(
@@ -137,10 +134,11 @@ def test_what_pages_show_of_check_is_what_it_prints(monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(ROOT)
     shown = [example for page in PAGES for example in CHECKED.findall(page.read_text(encoding="utf-8"))]
     assert len(shown) >= 2
-    for exports, policy, quoted in shown:
+    assert any(overrides for overrides, _, _ in shown)
+    for overrides, policy, quoted in shown:
         with monkeypatch.context() as environ:
-            for name, value in EXPORT.findall(exports):
-                environ.setenv(name, value)
+            for override in overrides.split():
+                environ.setenv(*override.split("=", 1))
             result = CliRunner().invoke(app, ["check", policy])
         printed = iter([line.rstrip() for line in result.output.splitlines()])
         for line in quoted.splitlines():

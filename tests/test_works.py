@@ -521,6 +521,28 @@ def test_a_policy_file_is_loaded_with_its_environment(tmp_path: Any) -> None:
         Headworks.load(file, environ={})
 
 
+def test_the_environments_policy_replaces_the_one_that_is_named(tmp_path: Any) -> None:
+    """`headworks serve --policy` decides; an empty variable names nothing."""
+    for name in ("named", "told"):
+        (tmp_path / f"{name}.toml").write_text(
+            f'schema = 1\n[service]\nname = "{name}"\n[fairness]\ndefault_tier = "free"\n'
+            '[fairness.tiers]\nfree = { rate = "10/min" }\n'
+        )
+    named, told = tmp_path / "named.toml", str(tmp_path / "told.toml")
+    assert Headworks.load(named, environ={"HEADWORKS_POLICY": told}).policy.service.name == "told"
+    assert Headworks.load(environ={"HEADWORKS_POLICY": told}).policy.service.name == "told"
+    assert Headworks.load(named, environ={"HEADWORKS_POLICY": ""}).policy.service.name == "named"
+
+
+def test_a_policy_that_is_missing_is_named_in_full(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PolicyError) as caught:
+        Headworks.load(environ={})
+    assert str(caught.value) == f"{tmp_path}/headworks.toml: there is no such file"
+
+
 async def test_a_limit_on_a_path_no_route_has_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
     """A limit that silently holds nobody is how limits fail."""
     service = chat_service()

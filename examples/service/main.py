@@ -38,7 +38,7 @@ async def tier_of_key(key: str) -> str | None:
     return KEYS.get(key)
 
 
-works = Headworks.load(os.environ.get("HEADWORKS_POLICY", HERE / "headworks.toml"), resolve=tier_of_key)
+works = Headworks.load(HERE / "headworks.toml", resolve=tier_of_key)
 app = works.protect(FastAPI(title="A service behind headworks"))
 
 llm = works.vendor("llm")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from headworks.cli import app
+from headworks.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "examples" / "service" / "headworks.toml"
@@ -50,6 +50,9 @@ def test_an_unreadable_file_exits_2_with_one_sentence(tmp_path: Path) -> None:
     result = run(str(tmp_path / "absent.toml"))
     assert result.exit_code == 2
     assert result.stderr.splitlines() == [f"{tmp_path}/absent.toml: there is no such file"]
+    result = run("/dev/null")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == ["/dev/null: this is not a regular file"]
 
 
 def test_json_says_the_same_as_data() -> None:

@@ -16,7 +16,7 @@ import openai
 import pytest
 from typer.testing import CliRunner
 
-from headworks.cli import app
+from headworks.cli.app import app
 from headworks.testing.fake_vendor import FakeVendor, limit
 from headworks.testing.fake_vendor.server import PortTaken, serving
 

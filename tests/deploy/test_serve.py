@@ -36,11 +36,13 @@ import gc, os
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from headworks import Headworks
 
 def facts(request):
     return JSONResponse({"frozen": gc.get_freeze_count() > 0, "policy": os.environ["HEADWORKS_POLICY"]})
 
-app = Starlette(routes=[Route("/", facts)])
+bare = Starlette(routes=[Route("/", facts)])
+app = Headworks.load().protect(Starlette(routes=[Route("/", facts)]))
 number = 7
 """
 
@@ -134,6 +136,10 @@ def test_a_policy_with_mistakes_is_refused_with_all_of_them(place: Path) -> None
         ("nowhere:app", "service.app: there is no module nowhere in"),
         ("pod_app:nothing", "service.app: module pod_app has no attribute nothing"),
         ("pod_app:number", "service.app: pod_app:number is no ASGI application but a value of type int"),
+        (
+            "pod_app:bare",
+            "service.app: no Headworks protects pod_app:bare; call works.protect(bare) where it is made",
+        ),
         ("broken_app:app", "importing broken_app failed: KeyError: 'BASE' (broken_app.py, line 2)"),
         (
             "needy_app:app",
@@ -157,3 +163,11 @@ def test_a_port_in_use_is_one_clear_sentence(place: Path) -> None:
     assert said == (
         f"headworks: cannot listen on 127.0.0.1:{port}: {os.strerror(98)}; choose another --port\n"
     )
+
+
+def test_a_folder_that_is_looked_in_twice_is_named_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "headworks.toml").write_text(POLICY.format(app="nowhere:app"))
+    monkeypatch.chdir(place)
+    assert refused(place) == f"headworks: service.app: there is no module nowhere in {place}\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from headworks.cli import app
+from headworks.cli.app import app
 
 POLICY = """
 schema = 1

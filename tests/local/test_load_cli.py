@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from typer.testing import CliRunner
 
-from headworks.cli import app
+from headworks.cli.app import app
 
 BODY = json.dumps({"layer": "fairness", "reason": "quota-exceeded", "status": 429}).encode()
 
@@ -83,6 +83,7 @@ def test_the_closing_table_names_layers_and_latencies(url: str) -> None:
     ("arguments", "sentence"),
     [
         (["--url", "http://example.com"], "this machine only"),
+        (["--url", "https://127.0.0.1:8080"], "speaks only http"),
         (["--vendor-stats", "llm=https://api.openai.com"], "this machine only"),
         (["--vendor-stats", "llm"], "must be NAME=URL"),
         (["--duration", "soon"], "not a duration"),

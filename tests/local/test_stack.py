@@ -270,13 +270,46 @@ def test_an_app_that_cannot_be_imported_ends_the_start_with_the_pods_own_words(f
         str(folder / "state"),
         environ={"HEADWORKS_SERVICE__APP": "nowhere:app"},
     )
+    assert said.startswith("headworks: pod-"), "the cause comes first"
     assert "ended while it was starting" in said
     assert "there is no module nowhere" in said
+    assert said.endswith("\neverything has ended\n"), "what had been started"
+
+
+def test_an_app_that_nobody_protects_ends_the_start_at_once(folder: Path) -> None:
+    (folder / "bare_app.py").write_text(
+        "from starlette.applications import Starlette\napp = Starlette()\n"
+    )
+    policy = folder / "headworks.toml"
+    policy.write_text(TINY.read_text().replace("tiny_app:app", "bare_app:app"))
+    port = str(free_ports("127.0.0.1", 1, random.Random())[0])
+    said = refused(  # within 30 seconds; a pod that only did not answer would be given 60
+        "--policy", str(policy), "--port", port, "--state", str(folder / "state")
+    )
+    assert "service.app: no Headworks protects bare_app:app; call works.protect(app)" in said
 
 
 def test_an_unknown_vendor_is_named_with_the_known_ones() -> None:
     said = refused("--policy", str(TINY), "--vendor-url", "lllm=https://api.openai.com/v1")
     assert said == "headworks: the policy has no vendor named lllm; it has: llm\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("llm", "--vendor-url llm: write NAME=URL, such as llm="),
+        ("llm=ftp://127.0.0.1", "--vendor-url llm: 'ftp://127.0.0.1' is not an http or https URL"),
+        ("llm=http://127.0.0.1:99999", "(Port out of range 0-65535)"),
+        ("llm=http://127.0.0.1:0", "(Port out of range 1-65535)"),
+        ("llm=https://user:secret@vendor.example", "holds credentials"),
+    ],
+)
+def test_a_vendor_url_that_cannot_be_is_refused_with_the_options_name(given: str, says: str) -> None:
+    said = refused("--policy", str(TINY), "--vendor-url", given)
+    assert said.startswith("headworks: --vendor-url llm: ")
+    assert says in said
+    assert "secret" not in said
+    assert said.count("\n") == 1
 
 
 def test_without_a_policy_it_asks_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

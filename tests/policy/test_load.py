@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -353,3 +354,22 @@ def test_a_store_may_stand_behind_sentinels_or_be_a_cluster(scheme: str) -> None
     found = problems(data, {})
     assert "password" in found["store.url"]
     assert "hidden" not in found["store.url"]
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    """Editors on Windows write one; it moves no line number either."""
+    marked = tmp_path / "marked.toml"
+    marked.write_bytes(b"\xef\xbb\xbf" + SHIPPED.read_bytes())
+    assert load(marked, {}) == load(SHIPPED, {})
+    marked.write_bytes(b"\xef\xbb\xbf\n\xff\n\n")
+    with pytest.raises(PolicyError, match=r"not UTF-8 \(line 2\)"):
+        load(marked, {})
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+    """Opening a pipe that nobody writes to would wait for ever."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/null")):
+        with pytest.raises(PolicyError, match="this is not a regular file"):
+            load(path, {})

@@ -16,8 +16,13 @@ from headworks.policy.settings import Policy
 
 def fail(sentence: str, *, code: int = 2) -> NoReturn:
     """Say why, and leave with `code` (2: it could not be used as asked)."""
-    typer.echo(f"headworks: {sentence}", err=True)
+    complain(sentence)
     raise typer.Exit(code)
+
+
+def complain(sentence: str) -> None:
+    """Say why, where something is left to do before leaving."""
+    typer.echo(f"headworks: {sentence}", err=True)
 
 
 def policy_or_fail(path: Path, environ: Mapping[str, str] = os.environ) -> Policy:

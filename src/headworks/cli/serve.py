@@ -16,9 +16,11 @@ from typing import Annotated, Any
 
 import typer
 import uvicorn
+from starlette.applications import Starlette
 
 from headworks.cli.fail import fail, policy_or_fail
 from headworks.deploy.server import ServerSettings, server_settings
+from headworks.fairness import FairnessGate
 
 log = logging.getLogger("headworks")
 
@@ -100,7 +102,8 @@ def _application(name: str, beside: Path) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             fail(f"importing {module_name} failed: {_last_line(error)}")
-        fail(f"service.app: there is no module {error.name} in {beside} or {Path.cwd()}")
+        places = " or ".join(dict.fromkeys((str(beside), str(Path.cwd()))))
+        fail(f"service.app: there is no module {error.name} in {places}")
     except Exception as error:
         fail(f"importing {module_name} failed: {_last_line(error)}")
     for part in attribute.split("."):
@@ -109,7 +112,18 @@ def _application(name: str, beside: Path) -> Any:
         found = getattr(found, part)
     if not callable(found):
         fail(f"service.app: {name} is no ASGI application but a value of type {type(found).__name__}")
+    if isinstance(found, Starlette) and not _protected(found):
+        fail(
+            f"service.app: no Headworks protects {name}; call works.protect({attribute}) where it is "
+            "made, with works = Headworks.load()"
+        )
     return found
+
+
+def _protected(app: Starlette) -> bool:
+    """Whether `Headworks.protect` has been called on it."""
+    installed: list[object] = [middleware.cls for middleware in app.user_middleware]
+    return FairnessGate in installed
 
 
 def _last_line(error: Exception) -> str:

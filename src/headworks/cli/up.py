@@ -8,16 +8,16 @@ import random
 import signal
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from headworks.cli.fail import fail, policy_or_fail
+from headworks.cli.fail import complain, fail, policy_or_fail
 from headworks.local.parts import Unusable
 from headworks.local.stack import Stack
 from headworks.local.status import state_folder
+from headworks.policy.fields import parse_base_url
 
 USUAL = (Path("headworks.toml"), Path("examples/service/headworks.toml"))
 """Where the policy is looked for when none is named: here, else the reference service's."""
@@ -66,13 +66,17 @@ def up(
             say=lambda line: console.print(line, markup=False),
             rng=random.Random(),
         )
-        asyncio.run(_run(stack))
     except Unusable as error:
         fail(str(error))
+    if not asyncio.run(_run(stack)):
+        raise typer.Exit(2)
 
 
-async def _run(stack: Stack) -> None:
-    """Start, wait to be told to leave, stop. The second signal kills at once."""
+async def _run(stack: Stack) -> bool:
+    """Start, wait to be told to leave, stop; False when it could not start, and has said why.
+
+    The second signal kills at once.
+    """
     told = asyncio.Event()
 
     def leave() -> None:
@@ -91,12 +95,17 @@ async def _run(stack: Stack) -> None:
             starting.result()
             _show(stack)
             await leaving
+    except Unusable as error:
+        complain(str(error))  # first of all: ending what did start may take seconds
+        return False
     finally:
         for task in (starting, leaving):
             task.cancel()
         await asyncio.gather(starting, leaving, return_exceptions=True)
         await stack.stop()
-    Console(stderr=True, highlight=False).print("everything has ended")
+        if stack.started:
+            Console(stderr=True, highlight=False).print("everything has ended")
+    return True
 
 
 def _show(stack: Stack) -> None:
@@ -117,7 +126,10 @@ def _vendor_urls(pairs: list[str]) -> dict[str, str]:
     found = {}
     for pair in pairs:
         name, _, url = pair.partition("=")
-        if not name or urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        if not name or not url:
             fail(f"--vendor-url {pair}: write NAME=URL, such as llm=https://api.openai.com/v1")
-        found[name] = url
+        try:
+            found[name] = parse_base_url(url)
+        except ValueError as error:
+            fail(f"--vendor-url {name}: {error}")
     return found

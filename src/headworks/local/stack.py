@@ -9,7 +9,7 @@ import asyncio
 import os
 import random
 import shutil
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ Wait = Callable[[], Coroutine[Any, Any, None]]
 
 STORE_WAIT, VENDOR_WAIT, POD_WAIT, GATEWAY_WAIT = 5.0, 20.0, 60.0, 10.0
 """Seconds each kind of part may take until it answers for the first time."""
+PATIENCE = 3.0
+"""Seconds of silence after which a start says whom it waits for."""
 
 
 class Stack:
@@ -63,12 +65,18 @@ class Stack:
         self._say, self._rng = say, rng
         self._parts: list[tuple[str, str, Child]] = []  # kind, url, child
         self._fake_urls: dict[str, str] = {}
+        self._awaited: list[str] = []
         self._opened = self._running = False
 
     @property
     def url(self) -> str:
         """Where the gateway answers."""
         return f"http://{LOOPBACK}:{self._port}"
+
+    @property
+    def started(self) -> bool:
+        """Whether anything was started at all, even if it has ended since."""
+        return bool(self._parts)
 
     def status(self) -> status.Status:
         """What runs where."""
@@ -86,12 +94,23 @@ class Stack:
         self._open_folder()
         faked = [name for name in self._policy.vendors if name not in self._vendor_urls]
         store_port, *ports = probe.free_ports(LOOPBACK, 1 + len(faked) + self._pods, self._rng)
-        await self._start_store(store_port)
-        vendors = await self._start_vendors(faked, ports[: len(faked)])
-        pods = await self._start_pods(ports[len(faked) :], f"valkey://{LOOPBACK}:{store_port}")
-        await _all([*vendors, *pods])
-        await self._start_gateway(ports[len(faked) :])
+        telling = asyncio.create_task(self._tell_whom_it_waits_for(), name="progress of the start")
+        try:
+            await self._start_store(store_port)
+            vendors = await self._start_vendors(faked, ports[: len(faked)])
+            pods = await self._start_pods(ports[len(faked) :], f"valkey://{LOOPBACK}:{store_port}")
+            await _all([*vendors, *pods])
+            await self._start_gateway(ports[len(faked) :])
+        finally:
+            telling.cancel()
+            await asyncio.wait((telling,))
         self._running = True
+
+    async def _tell_whom_it_waits_for(self) -> None:
+        while True:
+            await asyncio.sleep(PATIENCE)
+            if self._awaited:
+                self._say(f"waiting for {', '.join(self._awaited)} …")
 
     async def stop(self) -> None:
         """End every part: gateway, pods, vendors, store; each kind side by side. Never raises."""
@@ -113,7 +132,7 @@ class Stack:
             f"valkey://{LOOPBACK}:{port}",
             parts.valkey(self._folder / "valkey", port, self._environ),
         )
-        if not await probe.wait_until(lambda: probe.valkey_answers(LOOPBACK, port), timeout=STORE_WAIT):
+        if not await self._until(child, lambda: probe.valkey_answers(LOOPBACK, port), STORE_WAIT):
             self._say(f"valkey does not answer: pods start degraded\n{child.last_lines()}")
 
     async def _start_vendors(self, names: list[str], ports: list[int]) -> list[Wait]:
@@ -155,6 +174,7 @@ class Stack:
         try:
             await child.start()
         except OSError as error:
+            self._parts.pop()
             raise Unusable(f"{name} cannot be started: {command.argv[0]}: {error.strerror}") from None
         return child
 
@@ -166,10 +186,17 @@ class Stack:
                 raise Unusable(f"{child.name} ended while it was starting\n{child.last_lines()}")
             return await probe.http_status(LOOPBACK, port, path) == 200
 
-        if not await probe.wait_until(ready, timeout=timeout):
+        if not await self._until(child, ready, timeout):
             raise Unusable(
                 f"{child.name} did not answer {path} within {timeout:g} s\n{child.last_lines()}"
             )
+
+    async def _until(self, child: Child, ready: Callable[[], Awaitable[bool]], timeout: float) -> bool:
+        self._awaited.append(child.name)
+        try:
+            return await probe.wait_until(ready, timeout=timeout)
+        finally:
+            self._awaited.remove(child.name)
 
     def _tell(self, line: str) -> None:
         """What parts say while the stack starts is repeated by whatever ends the start."""

@@ -229,7 +229,8 @@ def parse_base_url(value: object) -> str:
         raise ValueError(f"{shown(value)} is not a URL; {example}")
     try:
         parts = urlsplit(value)
-        _ = parts.port
+        if parts.port == 0:
+            raise ValueError("Port out of range 1-65535")
     except ValueError as error:
         raise ValueError(f"{shown(value)} is not a URL ({error}); {example}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,20 +39,22 @@ def read(path: Path | str) -> dict[str, Any]:
     """The file's tables; `PolicyError` says in one sentence why it cannot be read."""
     source = str(path)
     try:
+        if not stat.S_ISREG(mode := Path(path).stat().st_mode):  # opening a pipe might wait for ever
+            what = "a folder, not a file" if stat.S_ISDIR(mode) else "not a regular file"
+            raise PolicyError(source, [Problem("", f"this is {what}")])
         with Path(path).open("rb") as file:
             content = file.read(MAX_FILE + 1)
         if len(content) > MAX_FILE:
             raise PolicyError(source, [Problem("", f"the file has more than {MAX_FILE} bytes")])
-        return tomllib.loads(content.decode("utf-8"))
+        return tomllib.loads(content.decode("utf-8-sig"))
     except FileNotFoundError:
-        raise PolicyError(source, [Problem("", "there is no such file")]) from None
-    except IsADirectoryError:
-        raise PolicyError(source, [Problem("", "this is a folder, not a file")]) from None
+        where = str(Path(path).absolute())  # a relative one says little when it leads nowhere
+        raise PolicyError(where, [Problem("", "there is no such file")]) from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise PolicyError(source, [Problem("", f"the file cannot be read: {reason}")]) from None
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise PolicyError(source, [Problem("", f"the file is not UTF-8 (line {line})")]) from None
     except tomllib.TOMLDecodeError as error:
         raise PolicyError(source, [Problem("", f"the file is not TOML: {error}")]) from None

@@ -97,7 +97,7 @@ class Dispatcher:
         self.late = 0
         self._rounding, self._closed = 1.0, False
         self._pace = Pace(expected_latency / slots.total)
-        self._outlook = Outlook(vendor, gate, self._pace, queue_timeout, rng)
+        self._outlook = Outlook(quota, gate, self._pace, queue_timeout, rng)
         self._demand = Demand()
         slots.when_freed(self._kick)
 
@@ -139,7 +139,7 @@ class Dispatcher:
         elif now >= who.deadline:
             refusal = DeadlineExceeded()
         elif refusal is None and now + wait > until:
-            refusal = self._outlook.too_long(wait)
+            refusal = self._outlook.too_long(wait, cost)
         if refusal is not None:
             self._decided(who.criticality, refusal)
             raise refusal
@@ -168,7 +168,8 @@ class Dispatcher:
             self._refuse(waiter, self._gate.refusal(now))
         else:
             self._pace.in_vain(waiter.criticality, waiter.payload.joined_at, now)
-            self._refuse(waiter, self._outlook.too_long(self._tail(waiter.criticality, now)))
+            wait = self._tail(waiter.criticality, now)
+            self._refuse(waiter, self._outlook.too_long(wait, waiter.payload.cost))
         self._kick()
 
     def _refuse(self, waiter: Waiter[Place], refusal: Refused) -> None:
@@ -211,7 +212,7 @@ class Dispatcher:
             place, top = waiter.payload, Criticality.CRITICAL  # whom nobody overtakes
             wait = self._outlook.wait(ahead, place.cost, top, self._bookings, now)
             if now + wait > place.until + (TRIM - 1.0) * self._queue_timeout / 2:
-                self._refuse(waiter, self._outlook.too_long(wait))
+                self._refuse(waiter, self._outlook.too_long(wait, place.cost))
 
     # -- booking: steps 8 to 10 ------------------------------------------------------------------
 

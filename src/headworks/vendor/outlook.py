@@ -13,7 +13,7 @@ from headworks.errors import QueueTimeout, Refused, VendorQuota
 from headworks.vendor.gate import GateCache
 from headworks.vendor.grant import Booking, Grant
 from headworks.vendor.pace import Pace
-from headworks.vendor.quota import Cost, missing
+from headworks.vendor.quota import Cost, Quota, missing
 
 
 @dataclass(slots=True, eq=False)
@@ -50,9 +50,14 @@ class Outlook:
     """Gate, quota and pace as this pod knows them, put together. `full` is what the store last said."""
 
     def __init__(
-        self, vendor: str, gate: GateCache, pace: Pace, queue_timeout: float, rng: random.Random
+        self,
+        quota: Quota,
+        gate: GateCache,
+        pace: Pace,
+        queue_timeout: float,
+        rng: random.Random,
     ) -> None:
-        self._vendor, self._gate, self._pace = vendor, gate, pace
+        self._vendor, self._quota, self._gate, self._pace = quota.vendor, quota, gate, pace
         self._queue_timeout, self._rng = queue_timeout, rng
         self.full = ROOM
 
@@ -61,13 +66,12 @@ class Outlook:
         if now + self._gate.wait(now) > until and now < self._gate.look_at:
             return self._gate.refusal(now)
         if self.full.room_at > until and self.full.holds(cost):
-            wait = self.full.room_at - now
-            return VendorQuota(
-                f"the quota of vendor '{self._vendor}' has no room for {wait:.1f} s",
-                retry_after=wait,
-                limit=self._vendor,
-            )
+            return self._no_room(self.full.room_at - now)
         return None
+
+    def _no_room(self, wait: float) -> VendorQuota:
+        detail = f"the quota of vendor '{self._vendor}' has no room for {wait:.1f} s"
+        return VendorQuota(detail, retry_after=wait, limit=self._vendor)
 
     def wait(
         self, ahead: int, cost: Cost, criticality: Criticality, bookings: Sequence[Booking], now: float
@@ -81,8 +85,14 @@ class Outlook:
         behind = ahead - len(bookings)
         return max(first - now, 0.0) + self._pace.wait(behind, criticality, now)
 
-    def too_long(self, wait: float) -> QueueTimeout:
-        """The refusal of a call that would have to wait so many seconds."""
+    def too_long(self, wait: float, cost: Cost) -> Refused:
+        """The refusal of a call that would have to wait so many seconds.
+
+        Where even two calls of this cost are further apart than anybody may wait, it is not the line
+        that is too long: the quota is used up.
+        """
+        if self._quota.spacing(cost) > self._queue_timeout:
+            return self._no_room(wait)
         return QueueTimeout(
             f"the wait for vendor '{self._vendor}' is about {wait:.1f} s, "
             f"and at most {self._queue_timeout:g} s are waited",

@@ -122,14 +122,21 @@ class Headworks:
     @classmethod
     def load(
         cls,
-        path: Path | str,
+        path: Path | str = "headworks.toml",
         *,
         resolve: Resolver | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> Headworks:
-        """The works of a policy file; `PolicyError` lists every mistake in it."""
+        """The works of a policy file; `PolicyError` lists every mistake in it.
+
+        Where the environment names a file in HEADWORKS_POLICY, that one is loaded instead of `path`:
+        `headworks serve` and `headworks up` say so which policy they were started with.
+
+        environ  variables to read; default: this process's
+        """
         environ = os.environ if environ is None else environ
-        return cls(load(path, environ), resolve=resolve, pod=environ.get("HEADWORKS_POD"))
+        policy = load(environ.get("HEADWORKS_POLICY") or path, environ)
+        return cls(policy, resolve=resolve, pod=environ.get("HEADWORKS_POD"))
 
     def protect(self, app: App) -> App:
         """Install layers 2 to 4, the answers to refusals, and start and stop. Returns `app` itself.

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from headworks import Headworks
 
-works = Headworks.load(os.environ["HEADWORKS_POLICY"])
+works = Headworks.load()
 llm = works.vendor("llm")
 
 

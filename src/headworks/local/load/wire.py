@@ -20,6 +20,9 @@ import httptools
 MAX_BODY = 65_536
 """Bytes of a body that are kept, at least: the last ones, where a stream says how it ended."""
 
+EXAMPLE = "http://127.0.0.1:8080"
+"""A URL that load may be sent to."""
+
 
 class NotLoopback(ValueError):
     """A URL that is not plain HTTP to a loopback IPv4 address."""
@@ -44,6 +47,10 @@ class Answer:
 
 def loopback(url: str) -> tuple[str, int]:
     """Host and port of a URL, if it is plain HTTP to a loopback IPv4 address; else `NotLoopback`."""
+    if url.lower().startswith("https:"):
+        raise NotLoopback(
+            f"{url} is refused: load speaks only http, to this machine only; give a URL like {EXAMPLE}"
+        )
     try:
         parts = urlsplit(url)
         host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname or ""
@@ -52,9 +59,7 @@ def loopback(url: str) -> tuple[str, int]:
     except ValueError:
         inside = False
     if not inside or parts.scheme != "http":
-        raise NotLoopback(
-            f"{url} is refused: load goes to this machine only; give a URL like http://127.0.0.1:8080"
-        )
+        raise NotLoopback(f"{url} is refused: load goes to this machine only; give a URL like {EXAMPLE}")
     return host, port
 
 
