@@ -142,3 +142,19 @@ def test_a_loop_does_not_cost_the_processor_while_time_jumps() -> None:
     with asyncio.Runner(loop_factory=Counting) as runner:
         runner.run(main())
     assert turns < 3100
+
+
+def test_a_thread_that_ends_between_two_looks_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has left its word when it is found to be gone: that is no deadlock."""
+
+    async def main() -> None:
+        running, heard = asyncio.get_running_loop(), asyncio.Event()
+
+        def ended() -> int:
+            running.call_soon_threadsafe(heard.set)
+            return 1
+
+        monkeypatch.setattr(loop.threading, "active_count", ended)
+        await heard.wait()
+
+    loop.run(main())

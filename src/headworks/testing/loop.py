@@ -46,7 +46,9 @@ class _JumpingSelector(selectors.DefaultSelector):
         if self.loop.threads_at_work() and (woken := super().select(THREADS)):
             return woken
         if timeout is None:
-            if threading.active_count() > 1 and (woken := super().select(ENDING)):
+            # A thread that has ended since the first look has left its word: hence a second look.
+            others = threading.active_count() > 1
+            if woken := super().select(ENDING if others else 0):
                 return woken
             raise Stalled("deadlock: every task waits, and no timer is set")
         self.loop.advance(timeout)
