@@ -2,7 +2,8 @@
 
 A layer whose absence nobody notices does not belong here. Each row takes one layer out of a running
 service and names the scenario that must then fail its assertions; the same scenario passes with the
-layer on, in `test_end_to_end.py`. The gateway's row runs the real nginx, in `tests/gateway`.
+layer on, in `test_end_to_end.py`. The gateway's rows run the real nginx, in
+`tests/gateway/test_gateway_bites.py`.
 """
 
 from __future__ import annotations
