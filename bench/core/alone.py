@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from bench.core.book import Book
 from bench.core.contest import Contestant, Hit, Setup
-from bench.core.contestants import BY_ITSELF, FLOORS_IN_MEMORY, LIMITERS, ours
+from bench.core.contestants import AS_A_LAYER, FLOORS_IN_MEMORY, LIMITERS, ours
 
 HOT = "memory, hot key"
 MANY = "memory, many keys"
@@ -33,7 +33,7 @@ def named(count: int) -> list[str]:
 
 async def speed(book: Book, keys: Sequence[str]) -> None:
     """One round: everyone hits one key many times, then each of many keys twice."""
-    for contestant in (*FLOORS_IN_MEMORY, *BY_ITSELF, *LIMITERS):
+    for contestant in (*FLOORS_IN_MEMORY, *AS_A_LAYER, *LIMITERS):
         async with contestant.open(Setup(limit=HOT_LIMIT)) as hit:
             await _hits(hit, ["hot"] * (HOT_HITS // 10))
             book.add(HOT, contestant.name, **await _hits(hit, ["hot"] * HOT_HITS))

@@ -10,7 +10,7 @@ import pytest
 from bench.core import exact, page, shared
 from bench.core.book import Book
 from bench.core.contest import Contestant, Setup, timed
-from bench.core.contestants import BY_ITSELF, FLOORS_IN_MEMORY, FLOORS_OVER_A_SERVER, LIMITERS
+from bench.core.contestants import AS_A_LAYER, FLOORS_IN_MEMORY, FLOORS_OVER_A_SERVER, LIMITERS
 from bench.core.must import Line, lines
 from bench.core.server import Server, running
 from bench.core.table import figures, verdicts
@@ -121,7 +121,7 @@ def test_a_page_without_markers_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.real
 @pytest.mark.parametrize("two", [False, True], ids=["one limit", "two limits"])
-@pytest.mark.parametrize("contestant", [*LIMITERS, *BY_ITSELF], ids=named)
+@pytest.mark.parametrize("contestant", [*LIMITERS, *AS_A_LAYER], ids=named)
 async def test_every_limiter_lets_in_exactly_its_limit_over_a_server(
     contestant: Contestant, two: bool, server: Server
 ) -> None:
@@ -132,7 +132,7 @@ async def test_every_limiter_lets_in_exactly_its_limit_over_a_server(
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("contestant", [*LIMITERS, *BY_ITSELF], ids=named)
+@pytest.mark.parametrize("contestant", [*LIMITERS, *AS_A_LAYER], ids=named)
 async def test_every_limiter_lets_in_exactly_its_limit_in_memory(contestant: Contestant) -> None:
     async with contestant.open(Setup(limit=7, period=3600, two=True)) as hit:
         admitted = [await hit("key") for _ in range(12)]

@@ -12,7 +12,7 @@ import pytest
 
 from headworks.limits.breaker import BreakerRules, Ending
 from headworks.limits.shapes import Bucket, Window
-from headworks.store.batch import SIZE, ServerError
+from headworks.store.batch import SIZE, GiveUp, Receiver, ServerError, posted
 from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Ask, Correction, Gate, Question, Report, StoreDown
 from headworks.store.scripts import Script
@@ -33,13 +33,17 @@ class HeldLink:
         self.calls: list[list[str]] = []
         self.given_up = 0
         self.error: Exception | None = None
+        self.reply: list[bytes] | None = None
         self.seconds = 1.0
         self._slots = slots
 
     def slot(self, key: str) -> int | None:
         return hash(key) % self._slots if self._slots else None
 
-    async def run(self, script: Script, keys: Sequence[Any], args: Sequence[Any]) -> Any:
+    def post(self, script: Script, keys: Sequence[Any], args: Sequence[Any], to: Receiver) -> GiveUp:
+        return posted(self._run(script, keys, args), to)
+
+    async def _run(self, script: Script, keys: Sequence[Any], args: Sequence[Any]) -> Any:
         self.calls.append(list(keys))
         try:
             await asyncio.sleep(self.seconds)
@@ -48,6 +52,8 @@ class HeldLink:
             raise
         if self.error is not None:
             raise self.error
+        if self.reply is not None:
+            return self.reply
         numbers = [1, *(number for i, _ in enumerate(keys) for number in (i, 0, 0))]
         return [struct.pack(f"<{len(numbers)}q", *numbers)]
 
@@ -119,6 +125,28 @@ async def test_a_caller_that_left_before_the_call_is_not_sent() -> None:
     assert link.calls == [["hw1:w:k0", "hw1:w:k2"]]
     assert isinstance(answers[1], asyncio.CancelledError)
     assert [answers[i].limits[0].remaining for i in (0, 2)] == [0, 1]
+
+
+async def test_who_left_before_the_call_does_not_count_among_those_who_leave_it_later() -> None:
+    link = HeldLink()
+    store = ValkeyStore(link)
+    asked = [asyncio.ensure_future(store.ask(one(f"k{i}"))) for i in range(3)]
+    await asyncio.sleep(0)
+    asked[1].cancel()
+    await asyncio.sleep(0.5)
+    asked[0].cancel()
+    assert (await asked[2]).limits[0].remaining == 1
+    assert link.given_up == 0
+
+
+async def test_a_reply_that_cannot_be_read_fails_its_callers_and_nobody_else() -> None:
+    link = HeldLink()
+    store = ValkeyStore(link)
+    link.reply = [b"12345678" * 2]  # a number too few
+    with pytest.raises(ValueError, match="unpack"):
+        await store.ask(one())
+    link.reply = None
+    assert (await store.ask(one())).allowed
 
 
 async def test_a_caller_that_leaves_a_sent_call_takes_nothing_from_its_neighbours() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from headworks.limits.shapes import Bucket, Shape, Window
 from headworks.store import forms
-from headworks.store.batch import Argument
+from headworks.store.batch import Argument, GiveUp, Receiver, posted
 from headworks.store.ladder import LadderStore
 from headworks.store.limiter import Limiter
 from headworks.store.memory import MemoryStore
@@ -41,7 +41,10 @@ class Wire:
     def __init__(self, client: Any) -> None:
         self._client = client
 
-    async def run(self, script: Script, keys: Sequence[str | bytes], args: Sequence[Argument]) -> Any:
+    def post(self, script: Script, keys: Sequence[Any], args: Sequence[Any], to: Receiver) -> GiveUp:
+        return posted(self._run(script, keys, args), to)
+
+    async def _run(self, script: Script, keys: Sequence[str | bytes], args: Sequence[Argument]) -> Any:
         await asyncio.sleep(DELAY)
         reply = self._client.eval(script.source, len(keys), *keys, *args)
         await asyncio.sleep(DELAY)

@@ -42,6 +42,10 @@ class Clock:
         return self.now
 
 
+def one(shape: Shape, cost: int = 1, key: str = "k") -> Question:
+    return Question((Ask("limit", key, shape, cost),))
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(steps, max_size=60))
 def test_the_short_way_and_the_long_way_lead_to_the_same_verdict(history: list[Any]) -> None:
@@ -53,7 +57,7 @@ def test_the_short_way_and_the_long_way_lead_to_the_same_verdict(history: list[A
         clock.now += pause
         ask = Ask("limit", key, SHAPES[key][which % len(SHAPES[key])], cost)
         if what == "take":
-            verdict = short.take_nowait(*ask)
+            verdict = short.ask_nowait(Question((ask,)))
             told = long.ask_nowait(Question((ask,), pod="p", demand=1.0))
             assert told == verdict._replace(demand=told.demand)
             if verdict.allowed:
@@ -75,10 +79,10 @@ async def test_a_burst_beyond_what_an_entry_holds_is_still_counted_exactly() -> 
     clock = Clock()
     store, shape = MemoryStore(clock), Window.of(3 * UNITS, 60)
     for left in (2 * UNITS, UNITS, 0):
-        assert (await store.take("limit", "k", shape, UNITS)).limits[0].remaining == left
-    assert (await store.take("limit", "k", shape)).retry_after > 0
+        assert (await store.ask(one(shape, UNITS))).limits[0].remaining == left
+    assert (await store.ask(one(shape))).retry_after > 0
     clock.now += 61_000_000 + shape.grain_us
-    assert (await store.take("limit", "k", shape)).limits[0].remaining == shape.limit - 1
+    assert (await store.ask(one(shape))).limits[0].remaining == shape.limit - 1
 
 
 async def test_every_state_stays_small_in_memory() -> None:
@@ -92,7 +96,7 @@ async def test_every_state_stays_small_in_memory() -> None:
         try:
             for _ in range(20):
                 for key in keys:
-                    assert store.take_nowait("limit", key, shape).allowed
+                    assert store.ask_nowait(one(shape, key=key)).allowed
                 clock.now += 2_900_000
             gc.collect()
             assert tracemalloc.get_traced_memory()[0] / len(keys) <= most

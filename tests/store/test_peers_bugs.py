@@ -146,7 +146,7 @@ async def test_a_decision_starts_no_task_and_sweeps_no_keys() -> None:
     """limits: every hit in memory scheduled a look at every key there was."""
     store, shape = MemoryStore(), Window.of(10, 60)
     for number in range(5_000):
-        await store.take("limit", f"k{number}", shape)
+        await store.ask(Question((Ask("limit", f"k{number}", shape),)))
     looks = 0
 
     def until(held: Any) -> int:
@@ -154,9 +154,9 @@ async def test_a_decision_starts_no_task_and_sweeps_no_keys() -> None:
         looks += 1
         return 2**60
 
-    store._logs._until = until
+    store.logs._until = until
     await asyncio.sleep(1)
-    await store.take("limit", "k", shape)
+    await store.ask(Question((Ask("limit", "k", shape),)))
     assert asyncio.all_tasks() == {asyncio.current_task()}
     assert looks <= 64
 

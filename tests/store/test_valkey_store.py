@@ -130,13 +130,13 @@ async def test_production_goes_by_the_servers_clock(
     """A store without a clock passes 0; and nothing but tests ever passes one."""
     store = ValkeyStore(server.url)
     passed: list[Any] = []
-    run = store._link.run
+    post = store._link.post
 
-    def spy(script: Any, keys: Any, arguments: Any) -> Any:
+    def spy(script: Any, keys: Any, arguments: Any, to: Any) -> Any:
         passed.append(arguments[0])
-        return run(script, keys, arguments)
+        return post(script, keys, arguments, to)
 
-    monkeypatch.setattr(store._link, "run", spy)
+    monkeypatch.setattr(store._link, "post", spy)
     await store.ask(one())
     await store.report(Report(gate=GATE, ending=Ending.OK))
     await store.lease("l", holder="a", limit=1, ttl=1)

@@ -6,7 +6,7 @@ from bench.core.contest import Contestant
 from bench.core.contestants import floors, ours, peer_limits, peer_pyrate, peer_throttled
 
 OURS = ours.CONTESTANTS
-BY_ITSELF = ours.BY_ITSELF
+AS_A_LAYER = ours.AS_A_LAYER
 PEERS = (*peer_limits.CONTESTANTS, *peer_pyrate.CONTESTANTS, *peer_throttled.CONTESTANTS)
 FLOORS_OVER_A_SERVER = floors.OVER_A_SERVER
 FLOORS_IN_MEMORY = floors.IN_MEMORY

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from bench.core.contest import Contestant, Opened, Setup
 from bench.core.contestants.pool import client
+from headworks.store.batch import run
 from headworks.store.scripts import Script
 from headworks.store.topology import link_to
 
@@ -50,7 +51,7 @@ async def _our_script(setup: Setup) -> Opened:
     )
 
     async def hit(key: str) -> bool:
-        return bool(await link.run(script, [key], [0]))
+        return bool(await run(link, script, [key], [0]))
 
     yield hit
     await link.aclose()

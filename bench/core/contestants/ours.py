@@ -1,4 +1,8 @@
-"""headworks: one question, whatever the number of limits, built anew for every hit as a service does."""
+"""headworks: one question, whatever the number of limits.
+
+By itself, as people use it who want nothing but a limiter: `Limiter.take`, and `Limits.take` for two
+limits. As the layers use it, beside that in memory: a question built anew for every hit, `Store.ask`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,25 @@ def window(setup: Setup) -> Shape:
 
 
 @asynccontextmanager
-async def _opened(
+async def _by_itself(shape_of: Callable[[Setup], Shape], setup: Setup) -> Opened:
+    asked, shape = store(setup), shape_of(setup)
+    take = Limiter(asked, shape).take
+    both = Limits(asked, {"user": shape, "chat": shape}).take
+
+    async def one(key: str) -> bool:
+        return (await take(key)).allowed
+
+    async def two(key: str) -> bool:
+        return (await both(key)).allowed
+
+    try:
+        yield two if setup.two else one
+    finally:
+        await asked.aclose()
+
+
+@asynccontextmanager
+async def _as_a_layer(
     shape_of: Callable[[Setup], Shape], setup: Setup, clock: Callable[[], int] | None = None
 ) -> Opened:
     asked, shape = store(setup, clock), shape_of(setup)
@@ -46,35 +68,20 @@ async def _opened(
         await asked.aclose()
 
 
-@asynccontextmanager
-async def _by_itself(shape_of: Callable[[Setup], Shape], setup: Setup) -> Opened:
-    asked, shape = store(setup), shape_of(setup)
-    take = Limiter(asked, shape).take
+SHAPES: dict[str, Callable[[Setup], Shape]] = {"bucket": bucket, "window": window}
 
-    async def one(key: str) -> bool:
-        return (await take(key)).allowed
-
-    async def two(key: str) -> bool:
-        return (await both(key)).allowed
-
-    both = Limits(asked, {"user": shape, "chat": shape}).take
-    try:
-        yield two if setup.two else one
-    finally:
-        await asked.aclose()
-
-
-BUCKET = Contestant("headworks bucket", "headworks", "bucket", partial(_opened, bucket))
-WINDOW = Contestant("headworks window", "headworks", "window", partial(_opened, window))
-CONTESTANTS = (BUCKET, WINDOW)
-BY_ITSELF = (
-    Contestant("headworks Limiter, bucket", "headworks", "bucket", partial(_by_itself, bucket)),
-    Contestant("headworks Limiter, window", "headworks", "window", partial(_by_itself, window)),
+CONTESTANTS = tuple(
+    Contestant(f"headworks {shape}", "headworks", shape, partial(_by_itself, make))
+    for shape, make in SHAPES.items()
 )
-"""The limiter that people use without the rest of headworks: it also names the key's limit."""
+AS_A_LAYER = tuple(
+    Contestant(f"headworks Store.ask, {shape}", "headworks", shape, partial(_as_a_layer, make))
+    for shape, make in SHAPES.items()
+)
 
 
 def on_a_clock(contestant: Contestant, clock: Callable[[], int]) -> Contestant:
-    """The same, by a clock moved by hand (microseconds), so that hits can lie minutes apart."""
-    opened = partial(_opened, {"bucket": bucket, "window": window}[contestant.shape], clock=clock)
+    """The same state by a clock moved by hand (microseconds), so that hits can lie minutes apart, and
+    under the caller's own key: `Limiter` adds its name to it, "{key}:limit"."""
+    opened = partial(_as_a_layer, SHAPES[contestant.shape], clock=clock)
     return Contestant(contestant.name, contestant.family, contestant.shape, opened)

@@ -6,6 +6,9 @@ Nothing waits for a timer: a call is sent in the tick in which it was begun, or,
 their way already, as soon as one of them is back; until then it takes in whoever comes. A caller that
 leaves before that is not sent at all. When all callers of a call that has been sent have left, the
 call is given up.
+
+The way back is straight: what reads the reply from the socket hands it to the call, and the call to its
+callers, without a turn of the event loop in between.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Coroutine, Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 from headworks.store.protocol import StoreDown
@@ -33,21 +36,35 @@ class ServerError(StoreDown):
     """
 
 
+class Receiver(Protocol):
+    """Whom a reply is for; a future is one. Told once, unless it is done already."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: Any, /) -> object: ...
+
+    def set_exception(self, exception: BaseException, /) -> object: ...
+
+
+GiveUp = Callable[[], object]
+"""Nobody waits for the reply any more. Called at most once, and only before it has come."""
+
+
 class Link(Protocol):
     """The way to the servers that hold the state: one, a primary behind sentinels, or a cluster.
 
     It keeps its own connections, bounded, and opens them again by itself after a failure.
     """
 
-    def run(
-        self, script: Script, keys: Sequence[str | bytes], args: Sequence[Argument]
-    ) -> Awaitable[Any]:
-        """Run a script once; its reply, strings as bytes. (An `async def` will do.)
+    def post(
+        self, script: Script, keys: Sequence[str | bytes], args: Sequence[Argument], to: Receiver
+    ) -> GiveUp:
+        """Run a script once, and tell `to` its reply, strings as bytes, never before this returns.
 
         All keys are of one `slot`; without keys, any server will do. A server that does not know the
-        script is given its source, within the same call. Raises `ServerError` for an error reply,
-        `StoreDown` when there is no reply: the script may have run then, so it is never sent twice.
-        May be cancelled at any await.
+        script is given its source, within the same call. The receiver gets `ServerError` for an error
+        reply, `StoreDown` when there is no reply: the script may have run then, so it is never sent
+        twice. Raises `StoreDown` itself when it is closed.
         """
         ...
 
@@ -58,28 +75,87 @@ class Link(Protocol):
     async def aclose(self) -> None: ...
 
 
+def posted(work: Coroutine[Any, Any, Any], to: Receiver) -> GiveUp:
+    """`Link.post` for a link whose calls take several steps: they run as a task of their own."""
+    task = asyncio.get_running_loop().create_task(work)
+
+    def tell(task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            error: BaseException | None = StoreDown("given up")
+        else:
+            error = task.exception()
+        if to.done():
+            return
+        if error is not None:
+            to.set_exception(error)
+        else:
+            to.set_result(task.result())
+
+    task.add_done_callback(tell)
+    return task.cancel
+
+
+def run(
+    link: Link, script: Script, keys: Sequence[str | bytes], args: Sequence[Argument]
+) -> asyncio.Future[Any]:
+    """`Link.post` for one who waits; cancelling the future gives the call up."""
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    give_up = link.post(script, keys, args, future)
+    future.add_done_callback(lambda done: give_up() if done.cancelled() else None)
+    return future
+
+
 Write = Callable[[Any, list[str], list[Argument]], None]
 """Appends a question or a report to the keys and arguments of a call."""
 Read = Callable[[Any, Sequence[int], int], tuple[Any, int]]
 """Its answer in the reply's numbers from an index, and where the next one's begin."""
+Caller = tuple[asyncio.Future[Any], Any, Write, Read]
+"""Who waits for the future, and what for."""
 
 
 class Call:
-    """The callers that travel together, in the order in which they asked."""
+    """The callers that travel together, in the order in which they asked; receives their reply."""
 
-    __slots__ = ("answer", "callers", "left", "slot")
+    __slots__ = ("_batches", "_over", "callers", "give_up", "slot")
 
-    def __init__(self, slot: int | None) -> None:
+    def __init__(self, batches: Batches, slot: int | None) -> None:
         self.slot = slot
-        self.callers: list[tuple[asyncio.Future[Any], Any, Write, Read]] = []
-        self.left = 0
-        self.answer: asyncio.Future[Any] | None = None
+        self.callers: list[Caller] = []
+        self.give_up: GiveUp | None = None
+        self._batches, self._over = batches, False
+
+    def start(self) -> None:
+        """It is about to be sent, without those who have left."""
+        self.callers = [caller for caller in self.callers if not caller[0].done()]
 
     def leave(self) -> None:
-        """A caller was cancelled."""
-        self.left += 1
-        if self.left == len(self.callers) and self.answer is not None:
-            self.answer.cancel()
+        """A caller was cancelled. The last one to go drops a call that is on its way."""
+        under_way = self.give_up is not None and not self._over
+        if under_way and all(future.done() for future, *_ in self.callers):
+            self.drop()
+
+    def drop(self) -> None:
+        """Wait for its reply no longer."""
+        self._end()
+        if self.give_up is not None:
+            self.give_up()
+
+    def done(self) -> bool:
+        return self._over
+
+    def set_result(self, reply: Sequence[Any]) -> None:
+        self._end()
+        try:
+            _hand_out(self.callers, reply)
+        except (
+            Exception
+        ) as error:  # a reply that cannot be read: theirs to hear of, not the connection's
+            self.fail(error)
+
+    def set_exception(self, error: BaseException) -> None:
+        self._end()
+        self._batches.failures += 1
+        self.fail(error)
 
     def fail(self, error: BaseException) -> None:
         """Everyone in it gets an error of their own."""
@@ -87,6 +163,10 @@ class Call:
             if not future.done():
                 known = isinstance(error, StoreDown)
                 future.set_exception(StoreDown(str(error)) if known else error)
+
+    def _end(self) -> None:
+        self._over = True
+        self._batches.back(self)
 
 
 class Batches:
@@ -112,6 +192,7 @@ class Batches:
         self._queue: deque[Call] = deque()
         self._sent: set[Call] = set()
         self._due = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.trips = self.failures = 0
 
     def add(
@@ -119,10 +200,12 @@ class Batches:
     ) -> tuple[Call, asyncio.Future[Any]]:
         """Put one caller into the open call of its slot. It awaits the future, and when cancelled
         meanwhile, leaves the call."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None or not loop.is_running():  # asking which one runs costs more
+            loop = self._loop = asyncio.get_running_loop()
         call = self._open.get(slot)
         if call is None or len(call.callers) >= self._size:
-            call = self._open[slot] = Call(slot)
+            call = self._open[slot] = Call(self, slot)
             self._queue.append(call)
         future: asyncio.Future[Any] = loop.create_future()
         call.callers.append((future, item, write, read))
@@ -142,8 +225,7 @@ class Batches:
     def _send(self, call: Call) -> None:
         keys: list[str] = []
         arguments: list[Argument] = [0 if self._clock is None else self._clock()]
-        call.callers = [caller for caller in call.callers if not caller[0].done()]
-        call.left = 0
+        call.start()
         for _, item, write, _ in call.callers:
             write(item, keys, arguments)
         if not call.callers:
@@ -151,44 +233,41 @@ class Batches:
         self.trips += 1
         self._sent.add(call)
         try:
-            call.answer = asyncio.ensure_future(self._link.run(self._script, keys, arguments))
+            call.give_up = self._link.post(self._script, keys, arguments, call)
         except StoreDown as error:  # a link that is closed
-            self._sent.discard(call)
-            self.failures += 1
-            call.fail(error)
-            return
-        call.answer.add_done_callback(partial(self._answered, call))
+            call.set_exception(error)
 
-    def _answered(self, call: Call, answer: asyncio.Future[Any]) -> None:
+    def back(self, call: Call) -> None:
+        """A call is no longer on its way: there is room for the next."""
         self._sent.discard(call)
         if self._queue and not self._due:
             self._due = True
-            answer.get_loop().call_soon(self._flush)
-        if answer.cancelled():
-            call.fail(StoreDown("given up"))
-        elif (error := answer.exception()) is not None:
-            self.failures += 1
-            call.fail(error)
-        else:
-            _hand_out(call, answer.result())
+            asyncio.get_running_loop().call_soon(self._flush)
 
     def close(self) -> None:
         """Give up what is on its way or queued: everyone waiting gets `StoreDown`."""
-        for call in self._queue:
+        for call in (*self._queue, *self._sent):
             call.fail(StoreDown("closed"))
         self._queue.clear()
         self._open.clear()
-        for call in self._sent:
-            if call.answer is not None:
-                call.answer.cancel()
+        for call in list(self._sent):
+            call.drop()
 
 
-def _hand_out(call: Call, reply: Sequence[Any]) -> None:
+@lru_cache(maxsize=256)
+def _numbers(size: int) -> Callable[[bytes], tuple[int, ...]]:
+    """What unpacks so many bytes as numbers."""
+    return struct.Struct(f"<{size // 8}q").unpack
+
+
+def _hand_out(
+    callers: Sequence[tuple[asyncio.Future[Any], Any, Write, Read]], reply: Sequence[Any]
+) -> None:
     packed = reply[0]
     failed = dict(zip(reply[1::2], reply[2::2], strict=True)) if len(reply) > 1 else None
-    numbers = struct.unpack(f"<{len(packed) // 8}q", packed)
+    numbers = _numbers(len(packed))(packed)
     i, number = 1, 0
-    for future, item, _, read in call.callers:
+    for future, item, _, read in callers:
         number += 1
         if failed is not None and number in failed:
             if not future.done():

@@ -19,7 +19,7 @@ from typing import Any
 
 from redis.crc import key_slot
 
-from headworks.store.batch import Argument, ServerError
+from headworks.store.batch import Argument, GiveUp, Receiver, ServerError, posted, run
 from headworks.store.protocol import StoreDown
 from headworks.store.scripts import Script
 from headworks.store.wire import Endpoint, Server
@@ -57,7 +57,12 @@ class Cluster:
     def slot(self, key: str) -> int | None:
         return int(key_slot(key.encode()))
 
-    async def run(self, script: Script, keys: Sequence[str | bytes], args: Sequence[Argument]) -> Any:
+    def post(
+        self, script: Script, keys: Sequence[str | bytes], args: Sequence[Argument], to: Receiver
+    ) -> GiveUp:
+        return posted(self._run(script, keys, args), to)
+
+    async def _run(self, script: Script, keys: Sequence[str | bytes], args: Sequence[Argument]) -> Any:
         await self._map()
         try:
             return await self._sent(script, keys, args)
@@ -74,7 +79,7 @@ class Cluster:
             try:
                 if asking:
                     return await _asking(server, script, keys, args)
-                return await server.run(script, keys, args)
+                return await run(server, script, keys, args)
             except ServerError as error:
                 kind, _, rest = str(error).partition(" ")
                 if kind not in ("MOVED", "ASK"):
@@ -125,7 +130,7 @@ class Cluster:
         for address in known:
             try:
                 async with asyncio.timeout(NODE_TIMEOUT):
-                    ranges = await self._server(address).command(("CLUSTER", "SLOTS"))
+                    ranges = await self._server(address).command("CLUSTER", "SLOTS")
             except (StoreDown, TimeoutError) as error:
                 why = f"{address[0]}:{address[1]}: {error or 'no answer in time'}"
                 if address in self._servers:  # asked last the next time
@@ -165,8 +170,8 @@ async def _asking(
 ) -> Any:
     """Both in a row on the server's one connection. By source: ASKING holds for one command only, so
     there is no second try for a node that does not know the script."""
-    asked = server.command(("ASKING",))
-    answer = server.command(("EVAL", script.source, len(keys), *keys, *args))
+    asked = server.command("ASKING")
+    answer = server.command("EVAL", script.source, len(keys), *keys, *args)
     try:
         await asked
     except BaseException:

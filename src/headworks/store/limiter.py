@@ -157,14 +157,16 @@ class Limiter(Limits):
     def __init__(self, store: Store, rate: str | Shape, *, name: str = "limit") -> None:
         super().__init__(store, {name: rate})
         self._name, self._shape, self._end = name, self._shapes[name], "}:" + name
-        self._take = store.take_nowait if isinstance(store, MemoryStore) else None
+        self._take = store.taking(self._shape) if isinstance(store, MemoryStore) else None
 
     async def take(self, key: str, cost: Cost = 1) -> Verdict:
         """Consume `cost` now, or nothing; the verdict says which."""
-        take = self._take
-        if take is not None and key and type(cost) is int and cost >= 0:
-            return take(self._name, "{" + key + self._end, self._shape, cost)
-        return await self._store.ask(Question(self._asks(key, cost)))
+        if not key or type(cost) is not int or cost < 0:
+            return await super().take(key, cost)  # which says what is wrong
+        place = f"{{{key}{self._end}"
+        if self._take is not None and (verdict := self._take(self._name, place, cost)) is not None:
+            return verdict
+        return await self._store.ask(Question((Ask(self._name, place, self._shape, cost),)))
 
 
 def _place(key: str, name: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from headworks.store.batch import Argument
+from headworks.store.batch import Argument, GiveUp, Receiver, posted, run
 from headworks.store.protocol import StoreDown
 from headworks.store.scripts import Script
 from headworks.store.wire import Endpoint, Server
@@ -46,7 +46,12 @@ class Primary:
     def slot(self, key: str) -> int | None:
         return None
 
-    async def run(self, script: Script, keys: Sequence[str | bytes], args: Sequence[Argument]) -> Any:
+    def post(
+        self, script: Script, keys: Sequence[str | bytes], args: Sequence[Argument], to: Receiver
+    ) -> GiveUp:
+        return posted(self._run(script, keys, args), to)
+
+    async def _run(self, script: Script, keys: Sequence[str | bytes], args: Sequence[Argument]) -> Any:
         loop = asyncio.get_running_loop()
         if self._check is None and loop.time() - self._checked >= CHECK_EVERY:
             self._checked = loop.time()
@@ -58,7 +63,7 @@ class Primary:
                 raise StoreDown(f"no primary {self._name!r} is known")
             server = await asyncio.shield(self._check)
         try:
-            return await server.run(script, keys, args)
+            return await run(server, script, keys, args)
         except StoreDown:
             self._checked = min(self._checked, loop.time() - CHECK_EVERY)
             raise
@@ -69,7 +74,7 @@ class Primary:
         for sentinel in list(self._sentinels):
             try:
                 async with asyncio.timeout(SENTINEL_TIMEOUT):
-                    found = await sentinel.command(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._name))
+                    found = await sentinel.command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._name)
             except (StoreDown, TimeoutError) as error:
                 why = f"{sentinel.endpoint}: {error or 'no answer in time'}"
                 continue

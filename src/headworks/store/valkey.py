@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from headworks.store import forms
-from headworks.store.batch import Argument, Batches, Link
+from headworks.store.batch import Argument, Batches, Link, run
 from headworks.store.forms import PREFIX, SECOND
 from headworks.store.protocol import (
     Ask,
@@ -61,7 +61,7 @@ class ValkeyStore:
         self._by_slot = self._link.slot(PREFIX) is not None
         if in_flight is None:
             in_flight = IN_FLIGHT_BY_SLOT if self._by_slot else IN_FLIGHT
-        decide = script("decide", "clock", "shapes", "gate")
+        decide = script("decide", "plain", "clock", "shapes", "gate")
         self._batches = Batches(self._link, decide, in_flight=in_flight, clock=clock)
         self._lease, self._forget = script("lease", "clock"), script("forget")
         self._clock = clock
@@ -70,15 +70,13 @@ class ValkeyStore:
 
     async def ask(self, question: Question) -> Verdict:
         self._questions += 1
-        if not self._by_slot:
-            return await self._decided(question, None)
-        slots = self._slots(forms.keys_of(question))
-        if len(slots) < 2:
-            return await self._decided(question, next(iter(slots), None))
-        parts = question_parts(question, self._slot_of_limit, self._slot_of_gate)
-        return await ask_in_parts(parts, self.ask, self.report)
-
-    async def _decided(self, question: Question, slot: int | None) -> Verdict:
+        slot = None
+        if self._by_slot:
+            slots = self._slots(forms.keys_of(question))
+            if len(slots) > 1:
+                parts = question_parts(question, self._slot_of_limit, self._slot_of_gate)
+                return await ask_in_parts(parts, self.ask, self.report)
+            slot = next(iter(slots), None)
         call, verdict = self._batches.add(question, self._write_question, forms.verdict, slot)
         try:
             decided: Verdict = await verdict
@@ -148,7 +146,7 @@ class ValkeyStore:
         now = 0 if self._clock is None else self._clock()
         self._trips += 1
         try:
-            return await self._link.run(script, keys, [now, *arguments])
+            return await run(self._link, script, keys, [now, *arguments])
         except StoreDown:
             self._failures += 1
             raise

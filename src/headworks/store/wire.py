@@ -15,12 +15,13 @@ import ssl
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import hiredis
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 
-from headworks.store.batch import Argument, ServerError
+from headworks.store.batch import Argument, GiveUp, Receiver, ServerError
 from headworks.store.protocol import StoreDown
 from headworks.store.scripts import Script
 
@@ -31,6 +32,8 @@ LOST_AFTER = 1.0
 DEFAULT_PORT = 6379
 
 _NOTHING = object()
+
+Command = tuple[Argument, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +83,10 @@ class _Wire(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
-        self._waiting: deque[tuple[asyncio.Future[Any], tuple[Argument, ...] | None]] = deque()
+        self.waiting: deque[tuple[Receiver, Command, Script | None]] = deque()
         self._loop = asyncio.get_running_loop()
         self._broken = ""
         self.open = False
-
-    def __len__(self) -> int:
-        return len(self._waiting)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport
@@ -95,20 +95,16 @@ class _Wire(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.open = False
         why = self._broken or (f"connection lost: {exc}" if exc else "connection closed by the server")
-        while self._waiting:
-            future, _ = self._waiting.popleft()
-            if not future.done():
-                future.set_exception(StoreDown(why))
+        while self.waiting:
+            to, *_ = self.waiting.popleft()
+            if not to.done():
+                to.set_exception(StoreDown(why))
 
-    def send(
-        self,
-        future: asyncio.Future[Any],
-        command: tuple[Argument, ...],
-        otherwise: tuple[Argument, ...] | None = None,
-    ) -> None:
-        """Send a command whose reply goes to `future`; after NOSCRIPT, send `otherwise` instead."""
-        self._waiting.append((future, otherwise))
+    def send(self, to: Receiver, command: Command, script: Script | None = None) -> GiveUp:
+        """Send a command and tell `to` the reply; after NOSCRIPT, send it again with the source."""
+        self.waiting.append((to, command, script))
         self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub: of one
+        return partial(self.give_up, to)
 
     def data_received(self, data: bytes) -> None:
         reader = self._reader
@@ -121,22 +117,22 @@ class _Wire(asyncio.Protocol):
             self.abort()
 
     def _answered(self, reply: Any) -> None:
-        future, otherwise = self._waiting.popleft()
+        to, command, script = self.waiting.popleft()
         if isinstance(reply, hiredis.ReplyError):
-            if otherwise is not None and str(reply).startswith("NOSCRIPT"):
-                self.send(future, otherwise)
-            elif not future.done():
-                future.set_exception(ServerError(str(reply)))
-        elif not future.done():
-            future.set_result(reply)
+            if script is not None and str(reply).startswith("NOSCRIPT"):
+                self.send(to, ("EVAL", script.source, *command[2:]))
+            elif not to.done():
+                to.set_exception(ServerError(str(reply)))
+        elif not to.done():
+            to.set_result(reply)
 
-    def give_up(self, future: asyncio.Future[Any]) -> None:
+    def give_up(self, to: Receiver) -> None:
         """Nobody waits for this reply any more: drop it, or, if it does not come, the connection."""
         if self.open:
-            self._loop.call_later(LOST_AFTER, self._still_waiting, future)
+            self._loop.call_later(LOST_AFTER, self._still_waiting, to)
 
-    def _still_waiting(self, future: asyncio.Future[Any]) -> None:
-        if any(waiting is future for waiting, _ in self._waiting):
+    def _still_waiting(self, to: Receiver) -> None:
+        if any(waiting is to for waiting, *_ in self.waiting):
             self.abort()
 
     def abort(self) -> None:
@@ -160,46 +156,45 @@ class Server:
     def slot(self, key: str) -> int | None:
         return None
 
-    def run(
-        self, script: Script, keys: Sequence[str | bytes], args: Sequence[Argument]
-    ) -> asyncio.Future[Any]:
-        rest = (len(keys), *keys, *args)
-        return self.command(("EVALSHA", script.sha, *rest), ("EVAL", script.source, *rest))
+    def post(
+        self, script: Script, keys: Sequence[str | bytes], args: Sequence[Argument], to: Receiver
+    ) -> GiveUp:
+        return self._send(to, ("EVALSHA", script.sha, len(keys), *keys, *args), script)
 
-    def command(
-        self, command: tuple[Argument, ...], otherwise: tuple[Argument, ...] | None = None
-    ) -> asyncio.Future[Any]:
-        """Send any command; `otherwise` is sent when the answer is NOSCRIPT."""
-        if self._closed:
-            raise StoreDown("closed")
+    def command(self, *command: Argument) -> asyncio.Future[Any]:
+        """The reply to any command; raises as `run` does."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._wires = [wire for wire in self._wires if wire.open]
-        wire = min(self._wires, key=len, default=None)
-        if wire is None or (len(wire) and len(self._wires) < self._most):
-            self._when_open(future, command, otherwise)
-        else:
-            _send(wire, future, command, otherwise)
+        give_up = self._send(future, command)
+        future.add_done_callback(lambda done: give_up() if done.cancelled() else None)
         return future
 
-    def _when_open(
-        self,
-        future: asyncio.Future[Any],
-        command: tuple[Argument, ...],
-        otherwise: tuple[Argument, ...] | None,
-    ) -> None:
+    def _send(self, to: Receiver, command: Command, script: Script | None = None) -> GiveUp:
+        if self._closed:
+            raise StoreDown("closed")
+        wire = self._wires[0] if self._wires else None
+        if wire is None or wire.waiting or not wire.open:
+            self._wires = [wire for wire in self._wires if wire.open]
+            wire = min(self._wires, key=lambda wire: len(wire.waiting), default=None)
+            if wire is None or (wire.waiting and len(self._wires) < self._most):
+                return self._when_open(to, command, script)
+        return wire.send(to, command, script)
+
+    def _when_open(self, to: Receiver, command: Command, script: Script | None) -> GiveUp:
         if self._opening is None:
             self._opening = asyncio.get_running_loop().create_task(self._open(), name="store-connect")
+        sent: list[GiveUp] = []
 
         def opened(task: asyncio.Task[_Wire]) -> None:
             error = StoreDown("closed") if task.cancelled() else task.exception()
-            if future.done():
+            if to.done():
                 return
             if error is None and task.result().open:
-                _send(task.result(), future, command, otherwise)
+                sent.append(task.result().send(to, command, script))
             else:
-                future.set_exception(error or StoreDown("connection lost"))
+                to.set_exception(error or StoreDown("connection lost"))
 
         self._opening.add_done_callback(opened)
+        return lambda: sent[0]() if sent else None
 
     async def _open(self) -> _Wire:
         try:
@@ -221,16 +216,6 @@ class Server:
         for wire in self._wires:
             wire.abort()
         self._wires.clear()
-
-
-def _send(
-    wire: _Wire,
-    future: asyncio.Future[Any],
-    command: tuple[Argument, ...],
-    otherwise: tuple[Argument, ...] | None,
-) -> None:
-    wire.send(future, command, otherwise)
-    future.add_done_callback(lambda done: wire.give_up(done) if done.cancelled() else None)
 
 
 async def _connect(endpoint: Endpoint) -> _Wire:

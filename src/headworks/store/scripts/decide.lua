@@ -23,6 +23,7 @@
 --          per report    if gated: its epoch, and for how many µs surely nothing passes
 --        then, for every one that failed, its number (from 1) and the error; it has no numbers in 1
 -- Clock  the server's; each sees what the ones before it in the same call have consumed.
+--        What is plain never comes here: plain.lua, in front, has answered it.
 -- Cost   1 TIME, 1 MGET, at most 1 EXISTS; per key that changed 1 SET or DEL, however often it was
 --        asked for; per report of demand 3 commands. Per limit O(1); O(sub-buckets) where a window
 --        refuses, expires, or takes a correction.
