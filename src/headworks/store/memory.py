@@ -51,7 +51,7 @@ class MemoryStore:
         self._demand: dict[str, dict[str, tuple[int, int]]] = {}
         self._leases: dict[str, dict[str, tuple[int, int]]] = {}
         self._fence = 0
-        self.questions = self._reports = 0
+        self.answered = self._reports = 0
 
     def __len__(self) -> int:
         """Keys whose state is held, forgotten ones included until their turn comes."""
@@ -80,7 +80,7 @@ class MemoryStore:
         return self._decide(question)
 
     def _decide(self, question: Question) -> Verdict:
-        self.questions += 1
+        self.answered += 1
         now = self.clock()
         demand = self._demanded(question, now)
         gate = question.gate
@@ -258,4 +258,4 @@ class MemoryStore:
         """Nothing to close: the state goes with the object."""
 
     def statistics(self) -> StoreStatistics:
-        return StoreStatistics("memory", questions=self.questions, reports=self._reports)
+        return StoreStatistics("memory", questions=self.answered, reports=self._reports)

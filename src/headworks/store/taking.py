@@ -66,7 +66,7 @@ def _from_buckets(store: MemoryStore, shape: Bucket) -> Take:
                 return None
             if tat < now or (tat == now and not rem):
                 tat, last, rem = now, 0, 0
-        store.questions += 1
+        store.answered += 1
         need, room = cost * pace, full - (tat - now)
         if per != 1:
             room -= (tat - now) * (per - 1) + rem
@@ -130,7 +130,7 @@ def _from_windows(store: MemoryStore, shape: Window) -> Take:
                 held[2] += cost
             else:
                 end = first + (newest >> BITS)
-        store.questions += 1
+        store.answered += 1
         if now >= store.look_at:
             store.look(now)
         state = _new(
@@ -145,7 +145,7 @@ def _from_windows(store: MemoryStore, shape: Window) -> Take:
             return None
         else:
             wait = (freed - now) / SECOND
-        store.questions += 1
+        store.answered += 1
         reset = (held[0] + (held[-1] >> BITS) + period_us - now) / SECOND
         state = _new(LimitState, (name, limit, period, False, max(0, limit - held[2]), reset, wait))
         return _new(Verdict, (False, wait, (state,), 0.0, 0, 0, 0, None, 0.0, False))
