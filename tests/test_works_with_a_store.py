@@ -89,7 +89,11 @@ async def test_two_pods_share_one_limit_and_two_services_do_not(tmp_path: Path) 
             statuses += [(await client.get("/hello")).status_code for client in (first, second)]
         assert statuses == [200] * 10 + [429] * 2
         assert (await other.get("/hello")).status_code == 200
-        assert (await first.get("/ready")).json()["store"] == {"kind": "valkey", "state": "up"}
+        async with asyncio.timeout(20):
+            while "headworks_store_processes 2.0" not in (await first.get("/metrics")).text:
+                await asyncio.sleep(0.05)
+        store = (await first.get("/ready")).json()["store"]
+        assert store == {"kind": "valkey", "state": "up", "processes": 2}
 
 
 @pytest.mark.real

@@ -317,6 +317,30 @@ async def test_a_later_holder_has_a_greater_fence(opener: Any, clock: Any) -> No
         assert third < await lease("a")
 
 
+async def test_processes_are_counted_until_they_leave_or_their_time_is_over(
+    opener: Any, clock: Any
+) -> None:
+    async with opener(clock) as store:
+
+        async def there(process: str, ttl: float = 10.0, group: str = "search") -> int:
+            count: int = await store.census(group, process=process, ttl=ttl)
+            return count
+
+        assert [await there(process) for process in "abca"] == [1, 2, 3, 3]
+        assert await there("a", group="other") == 1, "each group by itself"
+        assert await there("c", ttl=0) == 2
+        assert await there("nobody", ttl=0) == 2
+        clock.pass_(9)
+        assert await there("a", ttl=20) == 2
+        assert await there("b", ttl=2) == 2
+        clock.pass_(2)
+        assert await there("nobody", ttl=0) == 1, "b's time is over, a's was renewed"
+        clock.pass_(17)
+        assert await there("c", ttl=1) == 2, "a short stay ends nobody else's"
+        clock.pass_(1)
+        assert await there("nobody", ttl=0) == 0
+
+
 async def test_what_is_forgotten_is_as_if_never_taken(opener: Any, clock: Any) -> None:
     async with opener(clock) as store:
         for shape in (TEN, Bucket.of(10, 60, burst=10)):

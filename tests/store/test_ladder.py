@@ -21,16 +21,19 @@ TEN = Window.of(10, 60)
 
 
 class Moody(MemoryStore):
-    """Answers, after `delay` seconds; raises `error` instead where there is one."""
+    """Answers, after `delay` seconds; raises `error` instead where there is one. `others` use it, too."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.delay, self.error, self.asked = 0.0, None, 0
+        self.delay, self.error, self.asked, self.others = 0.0, None, 0, 0
         self.before: Callable[[], None] = lambda: None
 
     async def _mood(self) -> None:
         self.asked += 1
         self.before()
+        await self._answer()
+
+    async def _answer(self) -> None:
         if self.delay:
             await asyncio.sleep(self.delay)
         if self.error:
@@ -51,6 +54,10 @@ class Moody(MemoryStore):
     async def release(self, key: str, *, holder: str) -> None:
         await self._mood()
         await super().release(key, holder=holder)
+
+    async def census(self, group: str, *, process: str, ttl: float) -> int:
+        await self._answer()
+        return self.others + await super().census(group, process=process, ttl=ttl)
 
 
 def ladder(inner: Moody, **more: Any) -> LadderStore:
@@ -151,6 +158,7 @@ async def test_a_hiccup_counts_once_however_many_questions_it_meets() -> None:
 async def test_a_store_that_comes_and_goes_hands_out_no_unit_each_time() -> None:
     inner = Moody()
     store = ladder(inner, replicas=10)
+    inner.others = 9
     hundred = Window.of(100, 600)  # its share here: one a minute
     await store.ask(one("k", hundred))
     admitted, ends = 0, now() + 300

@@ -49,8 +49,9 @@ async def test_every_key_lives_for_a_limited_time(server: Any) -> None:
     corrections = tuple(Correction(a.key, a.shape, 1, paid.at_us) for a in asks)
     await store.report(Report(corrections, GATE, Ending.FAILED, epoch=paid.epoch, cool_down=1))
     await store.lease("l", holder="a", limit=1, ttl=0.001)
+    await store.census("all", process="a", ttl=0.001)
     keys = list(server.client.scan_iter())
-    assert {key[:6] for key in keys} == {b"hw1:b:", b"hw1:w:", b"hw1:g:", b"hw1:d:", b"hw1:l:"}
+    assert {bytes(key[4:5]) for key in keys} == {b"b", b"w", b"g", b"d", b"l", b"c"}
     assert all(server.client.pttl(key) >= 1 for key in keys)
     await store.aclose()
 

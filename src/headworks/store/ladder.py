@@ -11,9 +11,9 @@ A deadline that comes due looks once more whether the answer has arrived, as a l
 runs timers and sockets in one go. One that comes due late looks for longer, and if there is no answer
 even then, that says nothing about the store.
 
-Deciding alone means, by `when_down`: "share", this process's part of every limit (`LocalShare`);
-"open", yes to everything that the local breaker lets through; "closed", no to everything. Nothing but
-cancellation ever leaves `ask`.
+Deciding alone means, for each limit, by `when_down`: "share", this process's part of it (`LocalShare`,
+whose number of processes is that of the last `Heartbeat`); "open", no limit, only what the local breaker
+lets through; "closed", no. Nothing but cancellation ever leaves `ask`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Literal
 
-from headworks.store.protocol import Question, Report, Standing, Store, StoreDown, StoreStatistics
+from headworks.store.heartbeat import Heartbeat
+from headworks.store.protocol import Question, Report, Shared, Standing, StoreDown, StoreStatistics
 from headworks.store.share import LocalShare
 from headworks.verdict import Verdict
 
@@ -107,27 +108,34 @@ class LadderStore:
 
     decision_timeout  seconds for one decision, default 0.05
     when_down         how to decide without the store, default "share"
-    replicas          how many processes share the limits, ≥ 1
-    rng               spreads the looks of many processes over time
+    when_down_for     the same for single limits, by the names that verdicts call them
+    group             whose processes share the limits: they are counted together, from the first
+                      question on
+    replicas          how many there are as long as nothing was counted, ≥ 1
+    rng               spreads the looks and beats of many processes over time
     on_change         told ("up" | "down", why) when the store goes or comes back
     """
 
     def __init__(
         self,
-        inner: Store,
+        inner: Shared,
         *,
         decision_timeout: float = 0.05,
         when_down: WhenDown = "share",
+        when_down_for: Mapping[str, WhenDown] | None = None,
+        group: str = "all",
         replicas: int = 1,
         rng: random.Random,
         on_change: OnChange | None = None,
     ) -> None:
-        self._inner, self._timeout, self._when_down = inner, decision_timeout, when_down
-        self._share = LocalShare(replicas)
+        self._inner, self._timeout = inner, decision_timeout
+        self._when_down, self._when_down_for = when_down, dict(when_down_for or {})
+        self._heartbeat = Heartbeat(inner, group, processes=replicas, rng=rng)
+        self._share = LocalShare(lambda: self._heartbeat.processes)
         self._rng, self._on_change = rng, on_change
         self._in_a_row = self._round = 0
         self._trial: asyncio.Task[None] | None = None
-        self._closed = False
+        self._asking = self._closed = False
         self._questions = self._reports = self._failures = self._degraded = 0
 
     @property
@@ -137,7 +145,7 @@ class LadderStore:
 
     async def ask(self, question: Question) -> Verdict:
         self._questions += 1
-        if self._trial is None:
+        if self._asking or self._begins():
             round_ = self._round
             try:
                 async with _Deadline(self._timeout):
@@ -155,12 +163,19 @@ class LadderStore:
             return Verdict(False, ASK_AGAIN, degraded=True)
         return self._alone(question)
 
+    def _begins(self) -> bool:
+        """With the first question begins the heartbeat: nothing runs for a store that nobody asks."""
+        if self._trial is None and not self._closed:
+            self._heartbeat.begin()
+            self._asking = True
+        return self._asking
+
     def _alone(self, question: Question) -> Verdict:
-        if self._when_down == "share":
-            return self._share.decide(question)
-        if self._when_down == "open":
-            return self._share.decide(question._replace(asks=()))
-        return Verdict(False, CLOSED_RETRY, degraded=True)
+        ways = [self._when_down_for.get(ask.name, self._when_down) for ask in question.asks]
+        if "closed" in (ways or [self._when_down]):
+            return Verdict(False, CLOSED_RETRY, degraded=True)
+        shared = tuple(ask for ask, way in zip(question.asks, ways, strict=True) if way == "share")
+        return self._share.decide(question._replace(asks=shared))
 
     async def report(self, report: Report) -> Standing:
         """Tell the store, or the local breaker when it is down. A report that fails is not repeated:
@@ -211,10 +226,13 @@ class LadderStore:
 
     async def aclose(self) -> None:
         self._closed = True
-        if self._trial is not None:
-            self._trial.cancel()
-            await asyncio.wait((self._trial,))
-        await self._inner.aclose()
+        try:
+            if self._trial is not None:
+                self._trial.cancel()
+                await asyncio.wait((self._trial,))
+            await self._heartbeat.end()
+        finally:
+            await self._inner.aclose()
 
     def statistics(self) -> StoreStatistics:
         inner = self._inner.statistics()
@@ -226,6 +244,7 @@ class LadderStore:
             failures=self._failures,
             degraded=self._degraded,
             up=self.up,
+            processes=self._heartbeat.processes,
         )
 
     def _failed(self, what: str, error: Exception, round_: int) -> None:
@@ -241,6 +260,7 @@ class LadderStore:
             log.error("the store's %s failed in an unforeseen way", what, exc_info=error)
         if self._in_a_row >= FAILURES and self._trial is None and not self._closed:
             self._trial = asyncio.get_running_loop().create_task(self._look(), name="store-trial")
+            self._asking = False
             self._tell("down", why)
 
     async def _look(self) -> None:
@@ -259,7 +279,7 @@ class LadderStore:
                 continue
             except Exception:
                 log.exception("looking for the store failed in an unforeseen way")
-        self._in_a_row, self._trial = 0, None
+        self._in_a_row, self._trial, self._asking = 0, None, True
         self._share.end()
         self._tell("up", "the store answers again")
 

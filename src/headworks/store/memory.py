@@ -51,6 +51,7 @@ class MemoryStore:
         self._demand: dict[str, dict[str, tuple[int, int]]] = {}
         self._leases: dict[str, dict[str, tuple[int, int]]] = {}
         self._fence = 0
+        self._groups: dict[str, dict[str, int]] = {}
         self.answered = self._reports = 0
 
     def __len__(self) -> int:
@@ -238,6 +239,17 @@ class MemoryStore:
         held.pop(holder, None)
         if not held:
             self._leases.pop(key, None)
+
+    async def census(self, group: str, *, process: str, ttl: float) -> int:
+        now = self._clock()
+        there = self._groups[group] = {
+            who: ends
+            for who, ends in self._groups.get(group, {}).items()
+            if ends > now and who != process
+        }
+        if ttl > 0:
+            there[process] = now + round(ttl * SECOND)
+        return len(there)
 
     async def forget(self, keys: Sequence[str]) -> None:
         for key in keys:

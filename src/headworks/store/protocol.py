@@ -127,7 +127,8 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class StoreStatistics:
-    """questions and reports asked · trips to a server · failures of it · decided without it."""
+    """questions and reports asked · trips to a server · failures of it · decided without it · how many
+    processes share it, as far as is known."""
 
     kind: str
     questions: int = 0
@@ -136,6 +137,7 @@ class StoreStatistics:
     failures: int = 0
     degraded: int = 0
     up: bool = True
+    processes: int = 1
 
 
 class Store(Protocol):
@@ -169,3 +171,14 @@ class Store(Protocol):
     async def aclose(self) -> None: ...
 
     def statistics(self) -> StoreStatistics: ...
+
+
+class Shared(Store, Protocol):
+    """A store that can tell how many there are who ask it."""
+
+    async def census(self, group: str, *, process: str, ttl: float) -> int:
+        """Be counted as one of `group` for `ttl` seconds, or with 0 no longer; how many are there now.
+
+        Every process has a name of its own; saying it again within its time renews it.
+        """
+        ...

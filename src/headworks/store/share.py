@@ -1,6 +1,6 @@
 """One process's part of every limit, while the shared store is away.
 
-With N processes, a limit of L per W becomes L/N per W here, evenly paced and without any burst: a
+With N processes (`heartbeat.py`), a limit of L per W becomes L/N per W here, evenly paced and without any burst: a
 cost passes when the ones before it have been paid off at that rate. So k processes that are cut off
 while the others still share the store let at most L·(1 + k/N) through.
 
@@ -14,7 +14,7 @@ limits, which have no gate, keep at least one unit per W however many processes 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from headworks.limits.shapes import Bucket
@@ -32,11 +32,11 @@ LATER_THAN_ANY = 2**53
 class LocalShare:
     """Decides alone, synchronously.
 
-    replicas  N, how many processes share the limits, ≥ 1
+    processes  tells N, how many processes share the limits, ≥ 1
     """
 
-    def __init__(self, replicas: int) -> None:
-        self._replicas = replicas
+    def __init__(self, processes: Callable[[], int]) -> None:
+        self._processes = processes
         self._room: OrderedDict[str, bool] = OrderedDict()
         self._epochs: dict[str, int] = {}
         self._store = MemoryStore()
@@ -72,7 +72,9 @@ class LocalShare:
     def _ours(self, ask: Ask, *, shared: bool) -> Ask:
         shape = ask.shape
         most = shape.burst if isinstance(shape, Bucket) else shape.limit
-        parts = min(self._replicas, shape.limit) if shared else self._replicas
+        parts = self._processes()
+        if shared:
+            parts = min(parts, shape.limit)
         burst = min(max(ask.cost, 1), most)  # whole costs, one after the other
         unit = Ask(ask.name, ask.key, Bucket(shape.limit, shape.period_us * parts, 1))
         try:

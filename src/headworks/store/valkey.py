@@ -4,7 +4,7 @@ Questions and reports that come together travel together, in one call of one scr
 
 Time is the server's. Keys are the caller's behind `hw1:`, the schema's version, and a letter: `b`
 bucket, `w` window, `g` gate, `d` reports of demand (beside the gate's key, or without a gate beside
-the first limit's), `l` leases. Hash tags in the caller's keys keep their meaning.
+the first limit's), `l` leases, `c` processes counted. Hash tags in the caller's keys keep their meaning.
 
 There is no timeout and no retry in here: whoever asks has a deadline (`LadderStore`), and cancelling
 an ask is safe at any await.
@@ -63,7 +63,8 @@ class ValkeyStore:
             in_flight = IN_FLIGHT_BY_SLOT if self._by_slot else IN_FLIGHT
         decide = script("decide", "plain", "clock", "shapes", "gate")
         self._batches = Batches(self._link, decide, in_flight=in_flight, clock=clock)
-        self._lease, self._forget = script("lease", "clock"), script("forget")
+        self._lease, self._census = script("lease", "clock"), script("census", "clock")
+        self._forget = script("forget")
         self._clock = clock
         self._write_question = forms.Forms().question
         self._questions = self._reports = self._trips = self._failures = 0
@@ -119,6 +120,10 @@ class ValkeyStore:
 
     async def release(self, key: str, *, holder: str) -> None:
         await self._run(self._lease, [f"{PREFIX}l:{key}"], [holder, -1, 0])
+
+    async def census(self, group: str, *, process: str, ttl: float) -> int:
+        arguments: list[Argument] = [process, round(ttl * SECOND)]
+        return int(await self._run(self._census, [f"{PREFIX}c:{group}"], arguments))
 
     async def forget(self, keys: Sequence[str]) -> None:
         for key in keys:

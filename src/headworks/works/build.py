@@ -51,6 +51,7 @@ def store_of(policy: Policy, telemetry: Telemetry, rng: random.Random) -> Store:
         shared,
         decision_timeout=policy.store.decision_timeout,
         when_down=policy.store.when_down,
+        group=policy.service.name,
         replicas=policy.deploy.replicas,
         rng=rng,
         on_change=lambda state, why: telemetry.emit(Changed("store", state, why)),

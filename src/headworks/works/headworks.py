@@ -258,7 +258,11 @@ class Headworks:
             "pod": self.pod,
             "in_flight": slots.in_flight,
             "limit": slots.limit,
-            "store": {"kind": store.kind, "state": "up" if store.up else "degraded"},
+            "store": {
+                "kind": store.kind,
+                "state": "up" if store.up else "degraded",
+                "processes": store.processes,
+            },
         }
 
     def _show_gauges(self) -> None:
@@ -268,4 +272,5 @@ class Headworks:
         gauge("websockets", "Websockets open", lambda: slots().websockets)
         gauge("ready", "Whether the pod asks for traffic", lambda: float(self._health.ready))
         gauge("store_up", "Whether the shared store decides", lambda: float(store().up))
+        gauge("store_processes", "Processes that share the store", lambda: store().processes)
         gauge("store_degraded_decisions", "Decided without the store", lambda: store().degraded)
