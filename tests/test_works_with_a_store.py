@@ -90,7 +90,7 @@ async def test_two_pods_share_one_limit_and_two_services_do_not(tmp_path: Path) 
         assert statuses == [200] * 10 + [429] * 2
         assert (await other.get("/hello")).status_code == 200
         async with asyncio.timeout(20):
-            while "headworks_store_processes 2.0" not in (await first.get("/metrics")).text:
+            while "headworks_store_processes 2.0" not in (await first.get("/metrics")).text:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         store = (await first.get("/ready")).json()["store"]
         assert store == {"kind": "valkey", "state": "up", "processes": 2}
@@ -114,6 +114,61 @@ async def test_a_store_that_is_away_at_the_start_or_dies_is_no_500(tmp_path: Pat
         for _ in range(5):
             assert (await client.get("/hello")).status_code in (200, 429)
         assert (await client.get("/ready")).status_code == 200
+
+
+async def test_without_the_store_each_limit_goes_by_its_own_rule_and_a_contract_is_never_left_open() -> (
+    None
+):
+    """The policy says open; one tier and one endpoint say otherwise, and the vendor keeps its share."""
+    policy: dict[str, Any] = {
+        "schema": 1,
+        "service": {"name": "svc"},
+        "store": {"url": f"valkey://127.0.0.1:{free_port()}", "when_down": "open"},
+        "deploy": {"replicas": 2},
+        "fairness": {
+            "default_tier": "free",
+            "keys": {"paid": "pro"},
+            "tiers": {"free": {"rate": "10/min"}, "pro": {"rate": "10/min", "when_down": "share"}},
+            "endpoints": {"/pay": {"rate": "10/min", "when_down": "closed"}},
+        },
+        "vendors": {"llm": {"base_url": "http://llm.test", "quota": ["1/min"], "attempts": 1}},
+    }
+    called = []
+
+    def vendor(request: httpx2.Request) -> httpx2.Response:
+        called.append(request)
+        return httpx2.Response(200)
+
+    works = Headworks(
+        parse(policy, "test", {}), pod="a", transports={"llm": httpx2.MockTransport(vendor)}
+    )
+    app, llm = works.protect(FastAPI()), works.vendor("llm")
+
+    @app.get("/hello")
+    @app.get("/pay")
+    async def hello() -> str:
+        return "hello"
+
+    @app.get("/call")
+    async def call() -> int:
+        return (await llm.client.get("/")).status_code
+
+    transport = httpx2.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=transport, base_url="http://svc") as client,
+    ):
+
+        async def statuses(path: str, times: int, **headers: str) -> list[int]:
+            return [(await client.get(path, headers=headers)).status_code for _ in range(times)]
+
+        assert await statuses("/hello", 30) == [200] * 30
+        assert await statuses("/hello", 3, **{"X-API-Key": "paid"}) == [200, 429, 429]
+        closed = await client.get("/pay")
+        assert (closed.status_code, closed.headers["Retry-After"]) == (429, "1")
+        assert "lets nobody through" in closed.json()["detail"]
+        assert (await client.get("/call")).json() in (429, 503)
+        assert called == []
 
 
 async def test_a_store_that_cannot_be_meant_is_a_mistake_in_the_policy() -> None:

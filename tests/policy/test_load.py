@@ -156,6 +156,12 @@ def test_several_mistakes_are_told_at_once() -> None:
         (("store", "url"), "mysql://x", "store.url", "valkey://"),
         (("store", "url"), {"env": 1}, "store.url", "neither a text nor a reference"),
         (("store", "when_down"), "pray", "store.when_down", '"share", "open", "closed"'),
+        (
+            ("vendors", "llm", "when_down"),
+            "open",
+            "vendors.llm.when_down",
+            'is not one of "share", "closed"',
+        ),
     ],
 )
 def test_each_kind_of_mistake_names_its_field_and_what_is_allowed(

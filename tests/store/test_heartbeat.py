@@ -13,6 +13,7 @@ from headworks.store.heartbeat import EVERY, LIFE, PATIENCE
 from headworks.store.ladder import FAILURES, LadderStore
 from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Ask, Question, StoreDown
+from headworks.verdict import Verdict
 
 NOTHING = Question(())
 HUNDRED = Window.of(100, 100)

@@ -21,7 +21,7 @@ TEN = Window.of(10, 60)
 
 
 class Moody(MemoryStore):
-    """Answers, after `delay` seconds; raises `error` instead where there is one. `others` use it, too."""
+    """Answers, after `delay` seconds; raises `error` instead, where there is one; `others` ask it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,6 +235,38 @@ async def test_closed_refuses_and_open_admits() -> None:
         assert all(v.degraded and v.allowed is allowed for v in verdicts)
         assert verdicts[0].retry_after == (0 if allowed else 1)
         await store.aclose()
+
+
+async def test_each_limit_has_its_own_way_without_the_store() -> None:
+    """One that is closed refuses the whole question, one that is open is not looked at."""
+    inner = Moody()
+    store = ladder(inner, replicas=2, when_down_for={"chat": "open", "pay": "closed"})
+
+    async def ask(*names: str) -> Verdict:
+        return await store.ask(Question(tuple(Ask(name, f"{{u}}:{name}", TEN) for name in names)))
+
+    assert not (await ask("pay", "chat", "user")).degraded
+    assert (await ask("pay")).allowed, "nobody asks for a way while the store is up"
+    await _down(store, inner)
+    assert all([(await ask("chat")).allowed for _ in range(20)])
+    assert (await ask("chat", "pay")).retry_after == 1
+    both = await ask("chat", "user")
+    assert both.allowed
+    assert [state.name for state in both.limits] == ["user"]
+    refused = await ask("chat", "user")
+    assert (refused.allowed, refused.retry_after) == (False, 12), "of ten a minute, five are its share"
+    assert refused.degraded
+    await store.aclose()
+
+
+async def test_a_way_for_one_limit_leaves_the_others_theirs() -> None:
+    inner = Moody()
+    store = ladder(inner, when_down="closed", when_down_for={"chat": "share"})
+    await _down(store, inner)
+    assert not (await store.ask(one())).allowed
+    assert not (await store.ask(Question((), gate=GATE))).allowed
+    assert (await store.ask(Question((Ask("chat", "k", TEN),)))).allowed
+    await store.aclose()
 
 
 async def _admitted(store: LadderStore, question: Question, seconds: float) -> int:

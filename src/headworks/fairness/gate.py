@@ -80,11 +80,12 @@ class Fairness:
         name = current().criticality.name.lower()
         self._telemetry.emit(Decided("fairness", verdict.allowed, reason, rule, name))
         if not verdict.allowed:
-            detail = "limits cannot be checked at the moment"
-            if tightest is not None:
+            if tightest is None:
+                detail = "the shared store is away, and without it this limit lets nobody through"
+            else:
                 detail = f"{rule} allows {tightest.limit} per {tightest.window:g} s"
-            if verdict.degraded:
-                detail += "; while the shared store is away, this pod keeps to its own part of it"
+                if verdict.degraded:
+                    detail += "; while the shared store is away, this pod keeps to its own part of it"
             raise QuotaExceeded(
                 detail, retry_after=verdict.retry_after, limit=rule or None, verdict=verdict
             )

@@ -10,7 +10,7 @@ from typing import Final
 from headworks.fairness.routes import Matched, normalised
 from headworks.identity import Identity
 from headworks.limits.shapes import Bucket, Shape, Window
-from headworks.policy.settings import FairnessSettings
+from headworks.policy.settings import FairnessSettings, WhenDown
 from headworks.policy.units import Rate
 from headworks.store.protocol import Ask, FinalAsk
 
@@ -29,6 +29,13 @@ def shape_of(rate: Rate) -> Shape:
     if rate.burst is None:
         return Window.of(rate.amount, rate.period)
     return Bucket.of(rate.amount, rate.period, burst=rate.burst)
+
+
+def when_down_of(settings: FairnessSettings) -> dict[str, WhenDown]:
+    """What the policy says of single limits without the store, by the names that verdicts call them."""
+    tiers = {f"tier:{name}": tier.when_down for name, tier in settings.tiers.items()}
+    endpoints = {f"endpoint:{normalised(path)}": at.when_down for path, at in settings.endpoints.items()}
+    return {name: way for name, way in (tiers | endpoints).items() if way is not None}
 
 
 class Limits:

@@ -146,6 +146,8 @@ class Tier(Section):
     """Who goes first when a pod sheds load, and who waits last in a vendor's line."""
     weight: Annotated[int, Whole(1, 1000)] = 1
     """This tier's part of a vendor's line, against the other tiers of its class."""
+    when_down: Annotated[WhenDown, Choice(("share", "open", "closed"))] | None = None
+    """This tier without the store; absent: `store.when_down`."""
 
 
 class EndpointLimit(Section):
@@ -155,6 +157,8 @@ class EndpointLimit(Section):
     """Requests to the endpoint."""
     scope: Annotated[Scope, Choice(("user", "all"))] = "user"
     """Counted for each user apart, or for all users together."""
+    when_down: Annotated[WhenDown, Choice(("share", "open", "closed"))] | None = None
+    """This limit without the store; absent: `store.when_down`."""
 
     @model_validator(mode="before")
     @classmethod

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from headworks.policy.fields import BaseUrl, Name, Quota, Ratio, RequestRate, Seconds, Section, Whole
+from headworks.policy.fields import (
+    BaseUrl,
+    Choice,
+    Name,
+    Quota,
+    Ratio,
+    RequestRate,
+    Seconds,
+    Section,
+    Whole,
+)
 from headworks.policy.units import Rate
 
 
@@ -85,6 +95,8 @@ class VendorSettings(Section):
     """Attempts per call, the first included; 1 never retries."""
     jitter: Annotated[float, Seconds(0, 10)] = 0.05
     """The spread of the time from a permitted send to its arrival at the vendor, at least."""
+    when_down: Annotated[Literal["share", "closed"], Choice(("share", "closed"))] | None = None
+    """Without the store: each pod its share, or no calls; absent: `store.when_down`, never `open`."""
     connections: ConnectionSettings = ConnectionSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     breaker: BreakerSettings = BreakerSettings()

@@ -1,4 +1,4 @@
-"""How many processes share the store: each says every few seconds that it is there, and hears how many are.
+"""How many processes share the store: each says every few seconds that it is there, and is told.
 
 The number is what a process goes by when the store is away, so it must rather be too high than too low:
 

@@ -1,8 +1,8 @@
 """One process's part of every limit, while the shared store is away.
 
-With N processes (`heartbeat.py`), a limit of L per W becomes L/N per W here, evenly paced and without any burst: a
-cost passes when the ones before it have been paid off at that rate. So k processes that are cut off
-while the others still share the store let at most L·(1 + k/N) through.
+With N processes (`heartbeat.py`), a limit of L per W becomes L/N per W here, evenly paced and without
+any burst: a cost passes when the ones before it have been paid off at that rate. So k processes that are
+cut off while the others still share the store let at most L·(1 + k/N) through.
 
 Where the last reply of the store left room, the first unit passes at once. A key of which nothing is
 known: a vendor's quota (it has a gate) starts empty and waits for its first unit; a user's limit starts

@@ -49,6 +49,8 @@ class Quota:
 
     interval  seconds between two calls at the full rate of the tightest request limit (0: none)
     horizon   seconds ahead that a booking may lie
+    units     the dimensions that are limited
+    names     what verdicts call the limits
     """
 
     def __init__(self, vendor: str, settings: VendorSettings, profile: Profile, model: str = "") -> None:
@@ -65,6 +67,7 @@ class Quota:
         share = settings.share
         self.interval = max((rate.period / (rate.amount * share) for rate in rates), default=0.0)
         self.units = frozenset(limit.unit for limit in self._limits)
+        self.names = frozenset(limit.name for limit in self._limits)
 
     def asks(self, cost: Cost) -> tuple[Ask, ...]:
         """The question's limits for a call of this cost; dimensions it does not use are left out."""

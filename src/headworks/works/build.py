@@ -8,14 +8,17 @@ from typing import Final
 
 from headworks.current import Criticality
 from headworks.errors import PolicyError, Problem
+from headworks.fairness.limits import when_down_of
 from headworks.identity import Identifier, Rank, Resolver
-from headworks.policy.settings import Policy
+from headworks.policy.profiles import profile_named
+from headworks.policy.settings import Policy, WhenDown
 from headworks.store.deny import DenyCache
 from headworks.store.ladder import LadderStore
 from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Store
 from headworks.store.valkey import ValkeyStore
 from headworks.telemetry import Changed, Telemetry
+from headworks.vendor.quota import Quota
 
 log = logging.getLogger("headworks")
 
@@ -51,12 +54,24 @@ def store_of(policy: Policy, telemetry: Telemetry, rng: random.Random) -> Store:
         shared,
         decision_timeout=policy.store.decision_timeout,
         when_down=policy.store.when_down,
+        when_down_for=_when_down_for(policy, policy.store.when_down),
         group=policy.service.name,
         replicas=policy.deploy.replicas,
         rng=rng,
         on_change=lambda state, why: telemetry.emit(Changed("store", state, why)),
     )
     return DenyCache(ladder)
+
+
+def _when_down_for(policy: Policy, otherwise: WhenDown) -> dict[str, WhenDown]:
+    """What single limits do without the store; a vendor's contract is never left open."""
+    ways = when_down_of(policy.fairness)
+    for name, settings in policy.vendors.items():
+        way = settings.when_down or ("share" if otherwise == "open" else otherwise)
+        for model in ("", *settings.models):
+            quota = Quota(name, settings, profile_named(settings.profile), model)
+            ways |= dict.fromkeys(quota.names, way)
+    return ways
 
 
 def permit_of(policy: Policy, store: Store, pod: str) -> LeavePermit | None:
