@@ -145,6 +145,55 @@ async def test_what_it_really_cost_is_settled() -> None:
     assert [state.remaining for state in (await limits.peek("ann")).limits] == [60, 1000]
 
 
+class Counting(Remote):
+    asked = 0
+
+    async def ask(self, question: Question) -> Verdict:
+        self.asked += 1
+        return await super().ask(question)
+
+
+async def test_a_flood_on_a_final_limit_is_answered_from_memory_until_it_could_fit() -> None:
+    store, loop = Counting(), asyncio.get_running_loop()
+    limits = Limits(store, {"user": "10/min", "burst": "10/s"}, final=True)
+    assert (await limits.take("ann", 10)).allowed
+    refused = await limits.take("ann", {"user": 1})
+    began, asked = loop.time(), store.asked
+    for _ in range(1_000):
+        again = await limits.take("ann", {"user": 1})
+    assert (again.allowed, store.asked, loop.time()) == (False, asked, began)
+    assert again.retry_after == pytest.approx(refused.retry_after - 0.2)
+    assert (await limits.take("ann", {"burst": 1})).limits[0].name == "burst"
+    assert (await limits.peek("ann")).limits[0].remaining == 0
+    assert store.asked == asked + 2, "another limit, and a peek, are not what was refused"
+    await asyncio.sleep(60)
+    assert (await limits.take("ann", 10)).allowed
+    assert not (await limits.take("ann")).allowed
+    await limits.forget("ann")
+    assert (await limits.take("ann")).allowed
+
+
+async def test_a_limit_that_is_not_final_is_asked_every_time() -> None:
+    store = Counting()
+    limiter = Limiter(store, "10/min")
+    for _ in range(12):
+        await limiter.take("ann", 10)
+    assert store.asked == 12
+
+
+async def test_of_a_final_limit_nothing_is_given_back() -> None:
+    limiter = Limiter(MemoryStore(), "10/min", final=True)
+    verdict = await limiter.take("ann")
+    for call in (
+        limiter.wait("ann", timeout=1),
+        limiter.give_back("ann", verdict),
+        limiter.settle("ann", verdict, estimated=1, actual=2),
+    ):
+        with pytest.raises(RuntimeError, match=r"with final=True nothing is"):
+            await call
+    assert (await limiter.peek("ann")).limits[0].remaining == 9
+
+
 async def test_a_refusal_is_given_back_for_nothing() -> None:
     limiter = Limiter(MemoryStore(), "2/min")
     taken = await limiter.take("ann", 2)
@@ -229,6 +278,12 @@ def test_a_rate_reads_as_it_does_in_a_policy(text: str) -> None:
         (lambda s: Places(s, "x", 1, holder="a", ttl=0), r"ttl: 0 s"),
         (lambda s: open_store("http://h"), r"a store's URL begins like valkey://"),
         (lambda s: open_store("valkey://h", replicas=0), r"replicas: 0"),
+        (lambda s: open_store("valkey://h", group=""), r"group: '' is empty"),
+        (lambda s: open_store("valkey://h", when_down="ajar"), r"when_down: 'ajar' is none of share"),  # type: ignore[arg-type]
+        (
+            lambda s: open_store("valkey://h", when_down_for={"a": "ajar"}),
+            r"when_down_for\['a'\]: 'ajar'",
+        ),  # type: ignore[dict-item]
         (lambda s: open_store("valkey://h", decision_timeout=0), r"decision_timeout: 0 s"),
     ],
 )

@@ -20,8 +20,9 @@ from contextlib import asynccontextmanager, suppress
 from headworks.cleanup import Reaper, shielded
 from headworks.limits.shapes import Shape
 from headworks.limits.text import shape_of
+from headworks.store.deny import DenyCache
 from headworks.store.memory import MemoryStore
-from headworks.store.protocol import Ask, Correction, Question, Report, Store, StoreDown
+from headworks.store.protocol import Ask, Correction, FinalAsk, Question, Report, Store, StoreDown
 from headworks.verdict import Verdict
 
 Cost = int | Mapping[str, int]
@@ -35,15 +36,19 @@ class Limits:
 
     store  where their state is kept
     rates  by name: "100/min" (a window), "10/s burst 5" (a bucket), or a shape
+    final  nobody ever gives anything back under these names: a refusal then stands until its time, is
+           repeated from memory, and a flood on a key that is over its limit costs the server nothing.
+           `wait`, `give_back` and `settle` are refused; default False
 
     A `cost` is units of every limit, or of some by name; limits it does not name are not asked. Units
     are whole and ≥ 0. A wrong one raises `ValueError`, and so does an empty key.
     """
 
-    def __init__(self, store: Store, rates: Mapping[str, str | Shape]) -> None:
+    def __init__(self, store: Store, rates: Mapping[str, str | Shape], *, final: bool = False) -> None:
         if not rates:
             raise ValueError('rates: {} names no limit; give one at least, such as {"user": "100/min"}')
-        self._store = store
+        self._store = DenyCache(store) if final and not isinstance(store, MemoryStore) else store
+        self._final, self._kind = final, FinalAsk if final else Ask
         self._shapes = {name: shape_of(rate) for name, rate in rates.items()}
         self._reaper = Reaper()
 
@@ -65,6 +70,7 @@ class Limits:
         """
         if not timeout >= 0:
             raise ValueError(f"timeout: {timeout} s; what may be waited is ≥ 0")
+        self._not_final("wait")
         question = Question(self._asks(key, cost), horizon=timeout)
         verdict = await self._booked(question)
         if verdict.allowed and verdict.wait > 0:
@@ -106,6 +112,7 @@ class Limits:
         since. A refusal took nothing, and a verdict reached without the store took nothing there:
         both are returned for nothing. It finishes even if its caller is cancelled meanwhile.
         """
+        self._not_final("give_back")
         question = Question(self._asks(key, cost))
         await shielded(self._return(question, verdict), timeout=DRAIN)
 
@@ -115,6 +122,7 @@ class Limits:
         More is charged on top, even past the limit, and later questions wait until it is paid; less
         comes back as by `give_back`.
         """
+        self._not_final("settle")
         paid = {ask.name: ask.cost for ask in self._asks(key, estimated)}
         owed = {ask.name: ask for ask in self._asks(key, actual)}
         if paid.keys() != owed.keys():
@@ -126,6 +134,12 @@ class Limits:
         )
         if changes and verdict.allowed and not verdict.degraded:
             await shielded(self._report(changes), timeout=DRAIN)
+
+    def _not_final(self, what: str) -> None:
+        if self._final:
+            raise RuntimeError(
+                f"{what}() may give back, and with final=True nothing is; leave final out"
+            )
 
     async def _report(self, changes: tuple[Correction, ...]) -> None:
         await self._store.report(Report(changes))
@@ -140,10 +154,15 @@ class Limits:
 
     def _asks(self, key: str, cost: Cost) -> tuple[Ask, ...]:
         if isinstance(cost, int):
-            return tuple(_ask(key, name, shape, cost) for name, shape in self._shapes.items())
+            return tuple(self._ask(key, name, shape, cost) for name, shape in self._shapes.items())
         if unknown := sorted(cost.keys() - self._shapes.keys()):
             raise ValueError(f"cost: there is no limit {unknown[0]!r}; there are {sorted(self._shapes)}")
-        return tuple(_ask(key, name, self._shapes[name], units) for name, units in cost.items())
+        return tuple(self._ask(key, name, self._shapes[name], units) for name, units in cost.items())
+
+    def _ask(self, key: str, name: str, shape: Shape, cost: int) -> Ask:
+        if cost < 0 or isinstance(cost, bool):
+            raise ValueError(f"cost: {cost!r}; a cost is whole and ≥ 0 (0 peeks, give_back returns)")
+        return self._kind(name, _place(key, name), shape, cost)
 
 
 class Limiter(Limits):
@@ -152,10 +171,13 @@ class Limiter(Limits):
     store  where its state is kept
     rate   "100/min" (a window), "10/s burst 5" (a bucket), or a shape
     name   what verdicts call it; limiters of one name share their keys' state
+    final  as in `Limits`
     """
 
-    def __init__(self, store: Store, rate: str | Shape, *, name: str = "limit") -> None:
-        super().__init__(store, {name: rate})
+    def __init__(
+        self, store: Store, rate: str | Shape, *, name: str = "limit", final: bool = False
+    ) -> None:
+        super().__init__(store, {name: rate}, final=final)
         self._name, self._shape, self._end = name, self._shapes[name], "}:" + name
         self._take = store.taking(self._shape) if isinstance(store, MemoryStore) else None
 
@@ -173,12 +195,6 @@ def _place(key: str, name: str) -> str:
     if not key:
         raise ValueError("key: '' is empty; name whoever the limit is for, such as a user's id")
     return f"{{{key}}}:{name}"
-
-
-def _ask(key: str, name: str, shape: Shape, cost: int) -> Ask:
-    if cost < 0 or isinstance(cost, bool):
-        raise ValueError(f"cost: {cost!r}; a cost is whole and ≥ 0 (0 peeks, give_back returns)")
-    return Ask(name, _place(key, name), shape, cost)
 
 
 class Place:

@@ -48,7 +48,8 @@ def open_store(
         raise ValueError(f"replicas: {replicas}; this process at least is one")
     if not decision_timeout > 0:
         raise ValueError(f"decision_timeout: {decision_timeout} s; a decision takes time, 0.05 s say")
-    for field, way in [("when_down", when_down), *(when_down_for or {}).items()]:
+    named = {f"when_down_for[{name!r}]": way for name, way in (when_down_for or {}).items()}
+    for field, way in {"when_down": when_down, **named}.items():
         if way not in get_args(WhenDown):
             raise ValueError(f"{field}: {way!r} is none of {', '.join(get_args(WhenDown))}")
     return LadderStore(
