@@ -1,4 +1,5 @@
-"""Random histories, told to the stores and to a naive exact log; ten thousand in every run.
+"""Random histories, told to the stores and to a naive exact log: ten thousand to memory alone, and ten
+thousand to memory and to one of three kinds of servers, in every run.
 
 A history is read from bytes: drawing bytes costs next to nothing, and they shrink to short histories
 of small numbers.
@@ -9,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import math
 from fractions import Fraction
-from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.store.conftest import BACKENDS
 
 from headworks.limits.breaker import BreakerRules, Ending
 from headworks.limits.shapes import Bucket, Shape, Window
@@ -21,7 +23,7 @@ from headworks.store.protocol import Ask, Correction, Gate, Question, Report, St
 from headworks.store.valkey import ValkeyStore
 from headworks.verdict import Verdict
 
-IN_MEMORY, ON_A_SERVER = 9_500, 500
+IN_MEMORY, ON_A_SERVER = 10_000, 3_400
 """Histories told to each."""
 
 W = 60_000_000
@@ -243,10 +245,15 @@ def test_memory_stays_between_the_exact_logs(data: bytes) -> None:
     raise AssertionError("the store in memory waits for nothing")
 
 
-def test_both_stores_answer_verdict_for_verdict_the_same(server: Any) -> None:
+@pytest.mark.real
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_server_answers_verdict_for_verdict_like_memory(
+    request: pytest.FixtureRequest, backend: str
+) -> None:
+    server = request.getfixturevalue(BACKENDS[backend])
     with asyncio.Runner() as runner:
         clock = Clock()
-        valkey = ValkeyStore(server.url, clock=clock)
+        shared = ValkeyStore(server.url, clock=clock)
         told = 0
 
         @settings(
@@ -259,11 +266,13 @@ def test_both_stores_answer_verdict_for_verdict_the_same(server: Any) -> None:
         def replay(data: bytes) -> None:
             nonlocal told
             told += 1
-            runner.run(_replay([MemoryStore(clock), valkey], data, clock, f"{{{told}}}"))
+            runner.run(_replay([MemoryStore(clock), shared], data, clock, f"{{{told}}}"))
 
         try:
             replay()
-            for key in server.client.scan_iter():
-                assert server.client.pttl(key) >= 1, "every key has a time to live"
+            for node in getattr(server, "nodes", [server]):
+                keys = list(node.client.scan_iter())
+                assert keys
+                assert all(node.client.pttl(key) >= 1 for key in keys), "every key has a time to live"
         finally:
-            runner.run(valkey.aclose())
+            runner.run(shared.aclose())

@@ -75,42 +75,64 @@ async def until(condition: Callable[[], object], seconds: float) -> float:
             await asyncio.sleep(0.005)
 
 
-def pods(url: str, count: int, told: list[str], **more: Any) -> list[LadderStore]:
+def pods(url: str, count: int, told: list[str]) -> list[LadderStore]:
+    """Pods that were told nothing of one another: they count themselves."""
     return [
         LadderStore(
             ValkeyStore(url),
             decision_timeout=DEADLINE,
-            replicas=count,
-            rng=random.Random(i),
+            rng=random.Random(),
             on_change=lambda state, _: told.append(state),
-            **more,
         )
-        for i in range(count)
+        for _ in range(count)
     ]
+
+
+def all_counted(stores: list[LadderStore]) -> bool:
+    return all(store.statistics().processes == len(stores) for store in stores)
 
 
 @pytest.mark.parametrize("how", ["frozen", "killed"])
 async def test_five_seconds_without_a_server(own_server: Any, how: str) -> None:
-    """No exception, no late decision, the store within a second of its return, and no stampede."""
+    """No exception, no late decision, no more than L·(1 + 4/4), the store within a second of its
+    return, and no stampede of commands or connections."""
     told: list[str] = []
-    loads = [Load(store, PLENTY) for store in pods(own_server.url, 4, told)]
-    async with load(*loads):
-        await until(lambda: all(one.shared for one in loads), 5)
+    stores = pods(own_server.url, 4, told)
+    loads = [Load(store, PLENTY) for store in stores]
+    limited = [Load(store, Question((Ask("limit", "few", Window.of(200, 2)),))) for store in stores]
+    async with load(*loads, *limited):
+        await until(lambda: all(one.shared for one in loads) and all_counted(stores), 8)
         own_server.freeze() if how == "frozen" else own_server.kill()
+        gone = asyncio.get_running_loop().time()
         await asyncio.sleep(5)
         assert sorted(told) == ["down"] * 4
         own_server.thaw() if how == "frozen" else own_server.start()
         back = asyncio.get_running_loop().time()
-        before = own_server.client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
+        before, connected = commands(own_server)
         await until(lambda: all(one.shared[-1] > back for one in loads), 1 + SCHEDULING)
         await asyncio.sleep(back + 1 - asyncio.get_running_loop().time())
-        calls = own_server.client.info("commandstats")["cmdstat_evalsha"]["calls"] - before
-        asked = sum(sum(back <= at <= back + 1 for at in one.shared) for one in loads)
-        assert calls <= asked + 4 * 20, "what was asked in that second, and a few looks"
-    assert max(one.slowest for one in loads) < DEADLINE + SCHEDULING
+        after, connected_since = commands(own_server)
+        asked = sum(sum(back <= at <= back + 1 for at in one.shared) for one in [*loads, *limited])
+        assert after - before <= asked + 4 * 20, "what was asked in that second, and a few looks"
+        assert connected_since - connected <= 4 * 2 * (6 if how == "frozen" else 2)
+        await asyncio.sleep(2)
+    assert max(one.slowest for one in [*loads, *limited]) < DEADLINE + SCHEDULING
     assert sorted(told) == ["down"] * 4 + ["up"] * 4
-    for one in loads:
-        await one.store.aclose()
+    admitted = [at for one in limited for at in one.admitted]
+    assert most_in_any(2 - DEADLINE, admitted) <= 200 * (1 + 4 / 4) + 4
+    alone = sum(gone + 1 < at < back for at in admitted)
+    assert 200 <= alone <= 400 + 4, "their shares together are the limit: 400 in four seconds"
+    for store in stores:
+        await store.aclose()
+
+
+def commands(server: Any) -> tuple[int, int]:
+    """Scripts asked for, and connections made, since the server started."""
+    stats = server.client.info("commandstats")
+    asked = sum(
+        row["calls"] for name, row in stats.items() if name in ("cmdstat_evalsha", "cmdstat_eval")
+    )
+    return asked, server.client.info("stats")["total_connections_received"]
 
 
 class Proxy:
@@ -167,14 +189,15 @@ def most_in_any(window: float, times: list[float]) -> int:
 async def test_with_some_pods_cut_off_the_total_stays_within_its_bound(
     own_server: Any, shape: Any
 ) -> None:
-    """L·(1 + k/N) in any period, while two of four come and go; and the cut ones still get theirs."""
+    """L·(1 + k/N) in any period, while two of four come and go, N as they counted themselves; and the
+    cut ones still get theirs."""
     proxy, told = Proxy(own_server.port), list[str]()
     url = await proxy.start()
     question = Question((Ask("limit", "k", shape),))
-    stores = pods(own_server.url, 4, told)[:2] + pods(url, 4, told)[2:]
+    stores = pods(own_server.url, 2, told) + pods(url, 2, told)
     loads = [Load(store, question) for store in stores]
     async with load(*loads, tasks=2, pause=0.004):
-        await until(lambda: all(one.shared for one in loads), 5)
+        await until(lambda: all(one.shared for one in loads) and all_counted(stores), 8)
         for _ in range(2):
             await asyncio.sleep(0.5)
             proxy.stall()

@@ -16,6 +16,7 @@ from headworks.limits.shapes import Window
 from headworks.store.cluster import Cluster
 from headworks.store.ladder import LadderStore
 from headworks.store.protocol import Ask, Question, StoreDown
+from headworks.store.scripts import script
 from headworks.store.sentinel import Primary
 from headworks.store.topology import link_to
 from headworks.store.valkey import ValkeyStore
@@ -183,11 +184,40 @@ def watched(tmp_path: Path) -> Iterator[tuple[servers.Server, servers.Server, se
         server.close()
 
 
+@pytest.fixture
+def followed(tmp_path: Path) -> Iterator[tuple[servers.ClusterOfThree, servers.Server, servers.Server]]:
+    """A cluster, its node that has the slot of `k`, and that node's replica."""
+    cluster = servers.ClusterOfThree(tmp_path)
+    primary, replica = cluster.node_of("hw1:w:k"), servers.ClusterNode(tmp_path / "replica")
+    primary.client.execute_command("CLUSTER MEET", servers.LOOPBACK, replica.port, replica.bus)
+    name = primary.client.execute_command("CLUSTER MYID").decode()
+    nodes = [*cluster.nodes, replica]
+    for node in nodes:
+        servers.until(
+            lambda node=node: node.client.execute_command("CLUSTER INFO")["cluster_known_nodes"] == "4",
+            "every node knows the replica",
+        )
+        node.client.config_set("cluster-node-timeout", 500)
+    replica.client.execute_command("CLUSTER REPLICATE", name)
+    servers.until(
+        lambda: replica.client.info("replication").get("master_link_status") == "up",
+        "the replica follows",
+    )
+    yield cluster, primary, replica
+    for node in nodes:
+        node.close()
+
+
 async def _until_degraded(store: LadderStore, wanted: bool) -> None:
     while True:
         if (await store.ask(one("k"))).degraded is wanted:
             return
         await asyncio.sleep(0.02)
+
+
+def knows_script(server: servers.Server) -> bool:
+    """Whether it has been given the script that decides."""
+    return server.client.script_exists(script("decide", "clock", "shapes", "gate").sha) == [True]
 
 
 @pytest.mark.real
@@ -204,10 +234,34 @@ async def test_after_a_failover_the_new_primary_decides(watched: Any, how: str) 
     )
     async with asyncio.timeout(20):
         await _until_degraded(store, False)
+        await store.ask(one("k", 40))
+        servers.until(lambda: primary.client.wait(1, 1000), "the replica has heard")
+        assert (knows_script(primary), knows_script(replica)) == (True, False)
         primary.kill() if how == "killed" else primary.freeze()
         await _until_degraded(store, True)
         await _until_degraded(store, False)
     assert told[-2:] == ["down", "up"]
     assert replica.client.info("replication")["role"] == "master"
-    assert replica.client.exists("hw1:w:k")
+    assert knows_script(replica), "NOSCRIPT is healed within the call"
+    assert (await store.ask(one("k", 0))).limits[0].remaining < 60, "what was taken before still counts"
+    await store.aclose()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+async def test_after_a_node_of_a_cluster_fails_its_replica_decides(followed: Any, how: str) -> None:
+    """The slot has a new home that has never seen the script; no exception reaches a caller."""
+    cluster, primary, replica = followed
+    store = LadderStore(ValkeyStore(cluster.url), rng=random.Random(4), decision_timeout=0.2)
+    async with asyncio.timeout(20):
+        await _until_degraded(store, False)
+        await store.ask(one("k", 40))
+        servers.until(lambda: primary.client.wait(1, 1000), "the replica has heard")
+        assert (knows_script(primary), knows_script(replica)) == (True, False)
+        primary.kill() if how == "killed" else primary.freeze()
+        await _until_degraded(store, True)
+        await _until_degraded(store, False)
+    assert replica.client.info("replication")["role"] == "master"
+    assert knows_script(replica), "NOSCRIPT is healed within the call"
+    assert (await store.ask(one("k", 0))).limits[0].remaining < 60, "what was taken before still counts"
     await store.aclose()
