@@ -102,6 +102,9 @@ async def test_five_seconds_without_a_server(own_server: Any, how: str) -> None:
     limited = [Load(store, Question((Ask("limit", "few", Window.of(200, 2)),))) for store in stores]
     async with load(*loads, *limited):
         await until(lambda: all(one.shared for one in loads) and all_counted(stores), 8)
+        began, _ = commands(own_server)
+        await asyncio.sleep(1)
+        usual = commands(own_server)[0] - began
         own_server.freeze() if how == "frozen" else own_server.kill()
         gone = asyncio.get_running_loop().time()
         await asyncio.sleep(5)
@@ -112,9 +115,8 @@ async def test_five_seconds_without_a_server(own_server: Any, how: str) -> None:
         await until(lambda: all(one.shared[-1] > back for one in loads), 1 + SCHEDULING)
         await asyncio.sleep(back + 1 - asyncio.get_running_loop().time())
         after, connected_since = commands(own_server)
-        asked = sum(sum(back <= at <= back + 1 for at in one.shared) for one in [*loads, *limited])
-        assert after - before <= asked + 4 * 20, "what was asked in that second, and a few looks"
-        assert connected_since - connected <= 4 * 2 * (6 if how == "frozen" else 2)
+        assert after - before <= 1.5 * usual + 4 * 20, "as in any second, and a few looks"
+        assert connected_since - connected <= 4 * 3, "two for each pod, and a look"
         await asyncio.sleep(2)
     assert max(one.slowest for one in [*loads, *limited]) < DEADLINE + SCHEDULING
     assert sorted(told) == ["down"] * 4 + ["up"] * 4
@@ -136,10 +138,11 @@ def commands(server: Any) -> tuple[int, int]:
 
 
 class Proxy:
-    """A way to the server that can be cut, or stand still, for whoever uses it."""
+    """A way to the server that takes its time each way, and can stand still, for whoever uses it."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, delay: float = 0.0) -> None:
         self._target, self._open, self._streams = port, asyncio.Event(), set[asyncio.StreamWriter]()
+        self._delay = delay
         self._open.set()
 
     async def start(self) -> str:
@@ -158,6 +161,7 @@ class Proxy:
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
             await self._open.wait()
+            await asyncio.sleep(self._delay)
             writer.write(data)
         writer.close()
 
@@ -220,10 +224,14 @@ async def test_with_some_pods_cut_off_the_total_stays_within_its_bound(
     await proxy.close()
 
 
-async def test_a_pause_of_the_event_loop_alone_never_trips_the_ladder(own_server: Any) -> None:
-    """A tenth of a second, and about as long as the deadline, again and again."""
-    store = pods(own_server.url, 1, [])[0]
-    await until(lambda: store.up, 1)
+@pytest.mark.parametrize("way", [0.0, 0.003])
+async def test_a_pause_of_the_event_loop_alone_never_trips_the_ladder(
+    own_server: Any, way: float
+) -> None:
+    """A tenth of a second, and about as long as the deadline, again and again; whether the server is
+    near, or so far away that what was sent only after the pause is answered after the deadline."""
+    proxy = Proxy(own_server.port, way)
+    (store,) = pods(await proxy.start(), 1, [])
     async with asyncio.timeout(5):
         while (await store.ask(PLENTY)).degraded:
             pass
@@ -237,6 +245,7 @@ async def test_a_pause_of_the_event_loop_alone_never_trips_the_ladder(own_server
     assert alone <= 24 * 20 / 10, "the server, too, has but a share of a busy machine"
     assert (store.up, store.statistics().failures) == (True, failures)
     await store.aclose()
+    await proxy.close()
 
 
 async def test_a_hiccup_does_not_take_the_store_down(own_server: Any) -> None:
