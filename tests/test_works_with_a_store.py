@@ -89,6 +89,9 @@ async def test_two_pods_share_one_limit_and_two_services_do_not(tmp_path: Path) 
             statuses += [(await client.get("/hello")).status_code for client in (first, second)]
         assert statuses == [200] * 10 + [429] * 2
         assert (await other.get("/hello")).status_code == 200
+        near = 'headworks_near_limit_units_total{layer="fairness",rule="tier:free"} 1.0'
+        for client in (first, second):
+            assert near in (await client.get("/metrics")).text, "the ninth here, the tenth there"
         async with asyncio.timeout(20):
             while "headworks_store_processes 2.0" not in (await first.get("/metrics")).text:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)

@@ -26,6 +26,7 @@ def test_every_kind_of_event_is_counted() -> None:
     sink = PrometheusSink()
     telemetry = Telemetry(sink)
     telemetry.emit(Decided("fairness", False, "quota-exceeded", "tier:free", "default"))
+    telemetry.emit(Decided("fairness", True, "", "tier:free", "default", 3))
     telemetry.emit(Served("/chat", "POST", 200, 0.3))
     telemetry.emit(Waited("llm", 1.5))
     telemetry.emit(Called("llm", "gpt", "ok", 2.0, 200, 70))
@@ -35,6 +36,7 @@ def test_every_kind_of_event_is_counted() -> None:
         value(sink, "headworks_decisions_total", reason="quota-exceeded", rule="tier:free", **refused)
         == 1
     )
+    assert value(sink, "headworks_near_limit_units_total", layer="fairness", rule="tier:free") == 3
     assert value(sink, "headworks_requests_total", route="/chat", method="POST", status="200") == 1
     assert value(sink, "headworks_request_seconds_sum", route="/chat") == 0.3
     assert value(sink, "headworks_vendor_wait_seconds_sum", vendor="llm") == 1.5

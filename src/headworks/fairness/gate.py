@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from headworks.current import current
 from headworks.errors import QuotaExceeded, Refused
 from headworks.fairness.headers import fields
-from headworks.fairness.limits import Limits
+from headworks.fairness.limits import Limits, near
 from headworks.fairness.routes import Matched, Routes
 from headworks.fairness.translate import refused_behind
 from headworks.identity import Identifier, Identity
@@ -78,7 +78,8 @@ class Fairness:
         rule = tightest.name if tightest else ""
         reason = "" if verdict.allowed else QuotaExceeded.reason
         name = current().criticality.name.lower()
-        self._telemetry.emit(Decided("fairness", verdict.allowed, reason, rule, name))
+        close = near(asks, verdict)
+        self._telemetry.emit(Decided("fairness", verdict.allowed, reason, rule, name, close))
         if not verdict.allowed:
             if tightest is None:
                 detail = "the shared store is away, and without it this limit lets nobody through"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +13,7 @@ from headworks.limits.shapes import Bucket, Shape, Window
 from headworks.policy.settings import FairnessSettings, WhenDown
 from headworks.policy.units import Rate
 from headworks.store.protocol import Ask, FinalAsk
+from headworks.verdict import Verdict
 
 LONGEST: Final = 128
 """Characters of a route's template that go into a key; a longer one is hashed."""
@@ -36,6 +37,16 @@ def when_down_of(settings: FairnessSettings) -> dict[str, WhenDown]:
     tiers = {f"tier:{name}": tier.when_down for name, tier in settings.tiers.items()}
     endpoints = {f"endpoint:{normalised(path)}": at.when_down for path, at in settings.endpoints.items()}
     return {name: way for name, way in (tiers | endpoints).items() if way is not None}
+
+
+def near(asks: Sequence[Ask], verdict: Verdict) -> int:
+    """Units just taken beyond four fifths of the limit that is fullest; of a bucket, of its burst."""
+    fullest = verdict.tightest
+    if not verdict.allowed or verdict.degraded or fullest is None:
+        return 0
+    ask = next(ask for ask in asks if ask.name == fullest.name)
+    most = ask.shape.burst if isinstance(ask.shape, Bucket) else ask.shape.limit
+    return max(0, min(ask.cost, most - fullest.remaining - most * 4 // 5))
 
 
 class Limits:

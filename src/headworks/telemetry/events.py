@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A layer let a request or call pass, or refused it. `rule` names the limit or vendor."""
+    """A layer let a request or call pass, or refused it. `rule` names the limit or vendor; `near`:
+    units that passed beyond four fifths of it."""
 
     layer: str
     admitted: bool
     reason: str = ""
     rule: str = ""
     criticality: str = ""
+    near: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ class PrometheusSink:
     """Counts and times every event.
 
     headworks_decisions_total{layer,outcome,reason,rule,class}  what each layer let pass or refused
+    headworks_near_limit_units_total{layer,rule}                what passed beyond 4/5 of a limit
     headworks_requests_total{route,method,status}               answers sent
     headworks_request_seconds{route}                            from admission to the answer's end
     headworks_vendor_calls_total{vendor,model,ending,status}    attempts at vendors
@@ -39,6 +40,12 @@ class PrometheusSink:
             "headworks_decisions",
             "Requests and calls that a layer let pass or refused",
             ("layer", "outcome", "reason", "rule", "class"),
+            registry=registry,
+        )
+        self._near = Counter(
+            "headworks_near_limit_units",
+            "Units that passed beyond four fifths of a limit",
+            ("layer", "rule"),
             registry=registry,
         )
         self._requests = Counter(
@@ -93,6 +100,8 @@ class PrometheusSink:
                 reason, rule = self._value("reason", event.reason), self._value("rule", event.rule)
                 labels = (event.layer, outcome, reason, rule, event.criticality)
                 self._decisions.labels(*labels).inc()
+                if event.near:
+                    self._near.labels(event.layer, rule).inc(event.near)
             case Served():
                 route = self._value("route", event.route or "unmatched")
                 method = event.method if event.method in METHODS else "other"
