@@ -36,18 +36,19 @@ def clock() -> int:
 
 
 class Wire:
-    """A `Link` to a real server, in virtual time."""
+    """A `Link` to a real server, in virtual time; `calls` counts them."""
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
+    def __init__(self, client: Any, delay: float = DELAY) -> None:
+        self._client, self._delay, self.calls = client, delay, 0
 
     def post(self, script: Script, keys: Sequence[Any], args: Sequence[Any], to: Receiver) -> GiveUp:
         return posted(self._run(script, keys, args), to)
 
     async def _run(self, script: Script, keys: Sequence[str | bytes], args: Sequence[Argument]) -> Any:
-        await asyncio.sleep(DELAY)
+        self.calls += 1
+        await asyncio.sleep(self._delay)
         reply = self._client.eval(script.source, len(keys), *keys, *args)
-        await asyncio.sleep(DELAY)
+        await asyncio.sleep(self._delay)
         return reply
 
     def slot(self, key: str) -> int | None:

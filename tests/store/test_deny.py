@@ -7,8 +7,10 @@ import random
 from typing import Any
 
 import pytest
+from tests.store.test_cancel import Wire, clock
 
 from headworks.limits.shapes import Bucket, Shape, Window
+from headworks.store import Limiter, open_store
 from headworks.store.deny import DenyCache
 from headworks.store.ladder import LadderStore
 from headworks.store.memory import MemoryStore
@@ -153,21 +155,47 @@ async def test_what_was_decided_without_the_store_is_not_remembered() -> None:
     assert len(cache) == 0
 
 
-@pytest.mark.real
-@pytest.mark.parametrize("shape", [TEN, PACED])
-async def test_a_flood_on_a_denied_key_costs_the_server_nothing_however_large(
+FLOODS = [100, 10_000]
+"""Questions a second."""
+
+
+@pytest.mark.parametrize("shape", [Window.of(10, 2), Bucket.of(10, 2, burst=5)])
+async def test_ten_seconds_of_a_flood_cost_the_server_the_same_however_large_it_is(
     server: Any, shape: Shape
 ) -> None:
-    store = DenyCache(LadderStore(ValkeyStore(server.url), decision_timeout=1.0, rng=random.Random(1)))
-    await store.ask(final(cost=10, shape=shape))
-    await store.ask(final(shape=shape))
-    commands = []
-    for flood in (10, 10_000):
-        server.client.config_resetstat()
-        for _ in range(flood // 10):
-            verdicts = await asyncio.gather(*(store.ask(final(shape=shape)) for _ in range(10)))
-            assert not any(verdict.allowed for verdict in verdicts)
-        stats = server.client.info("commandstats")
-        commands.append(sum(row["calls"] for name, row in stats.items() if "evalsha" in name))
-    assert commands == [0, 0]
+    """On a key over its limit, which gets the units that fall due meanwhile, no more and no fewer."""
+    calls = []
+    for rate in FLOODS:
+        server.client.flushall()
+        wire = Wire(server.client, delay=0.0005)
+        store = DenyCache(LadderStore(ValkeyStore(wire, clock=clock), rng=random.Random(1)))
+        asked = list[asyncio.Task[Verdict]]()
+        for _ in range(1_000):
+            asked += [asyncio.create_task(store.ask(final(shape=shape))) for _ in range(rate // 100)]
+            await asyncio.sleep(0.01)
+        admitted = sum(verdict.allowed for verdict in await asyncio.gather(*asked))
+        assert 49 <= admitted <= 55
+        calls.append(wire.calls)
+        await store.aclose()
+    few, many = calls
+    assert many <= few + 20, "a few more are asked at once whenever a unit falls due"
+    assert many <= 3 * 55
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("shape", [TEN, PACED])
+async def test_until_a_unit_falls_due_a_flood_costs_the_server_nothing(
+    server: Any, shape: Shape
+) -> None:
+    """Through a limiter of its own over an opened store; the heartbeat is all that is heard of it."""
+    store = open_store(server.url, decision_timeout=1.0)
+    limiter = Limiter(store, shape, final=True)
+    await limiter.take("k", 10)
+    await limiter.take("k")
+    server.client.config_resetstat()
+    for _ in range(1_000):
+        verdicts = await asyncio.gather(*(limiter.take("k") for _ in range(10)))
+        assert not any(verdict.allowed for verdict in verdicts)
+    stats = server.client.info("commandstats")
+    assert sum(row["calls"] for name, row in stats.items() if "evalsha" in name) <= 2
     await store.aclose()
