@@ -138,7 +138,44 @@ async def test_a_served_answer_tells_the_same_limits() -> None:
         '"tier:pro";q=100;w=60, "endpoint:/chat";q=3;w=60'
     ]
     assert answer.headers["ratelimit"].startswith('"tier:pro";r=99;')
+    assert "retry-after" not in answer.headers
     assert len(service.store.questions) == 1
+
+
+async def test_an_application_that_tells_limits_itself_does_not_double_them() -> None:
+    service = Service()
+
+    @service.app.get("/own")
+    async def own() -> PlainTextResponse:
+        return PlainTextResponse("ok", headers={"RateLimit": '"mine";r=1;t=1', "X-Other": "stays"})
+
+    async with service.client(key="pro-1") as client:
+        answer = await client.get("/own")
+    (told,) = answer.headers.get_list("ratelimit")
+    assert told.startswith('"tier:pro";r=99;')
+    assert answer.headers["x-other"] == "stays"
+
+
+async def test_an_endpoint_in_a_thread_is_limited_as_any_other() -> None:
+    service = Service()
+
+    @service.app.get("/thread")
+    def thread() -> str:
+        return "done"
+
+    async with service.client(key="free-1") as client:
+        statuses = [(await client.get("/thread")).status_code for _ in range(11)]
+    assert statuses == [200] * 10 + [429]
+
+
+async def test_callers_of_different_tiers_at_the_same_time_are_each_told_their_own() -> None:
+    """Nothing of a request is kept on an object that requests share."""
+    service = chat_service()
+    async with service.client(key="pro-1") as pro, service.client(key="b-1") as bursty:
+        calls = [client.get("/hello") for _ in range(20) for client in (pro, bursty)]
+        answers = await asyncio.gather(*calls)
+    rules = [answer.headers["ratelimit-policy"].partition(";")[0] for answer in answers]
+    assert rules == ['"tier:pro"', '"tier:bursty"'] * 20
 
 
 async def test_a_refusal_by_the_endpoint_burns_nothing_of_the_user() -> None:

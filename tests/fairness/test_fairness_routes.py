@@ -114,6 +114,20 @@ def test_starlette_routes_mounts_and_hosts() -> None:
     assert template(routes, "/last") == "/last"
 
 
+def test_of_many_routes_only_those_that_may_match_are_looked_at() -> None:
+    looks = 0
+
+    class Looked(Route):
+        def matches(self, scope: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().matches(scope)
+
+    app = Starlette(routes=[Looked(f"/r{number}/{{item}}", ok) for number in range(645)])
+    assert template(Routes(app), "/r600/x") == "/r600/{item}"
+    assert looks == 1
+
+
 def test_a_root_path_is_not_part_of_the_template() -> None:
     """Behind a proxy that strips nothing, templates stay what the code says."""
     assert template(Routes(service()), "/a/items", root="/api/v2") == "/a/items"

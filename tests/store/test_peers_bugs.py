@@ -26,20 +26,53 @@ ELSEWHERE = {
     "a frozen server stopped the event loop, then every request was a 500": (
         "store/test_outage.py::test_five_seconds_without_a_server"
     ),
+    "an error of the store went to the handler of refusals, which broke on it": (
+        "test_works_with_a_store.py::test_a_store_that_is_away_at_the_start_or_dies_is_no_500"
+    ),
+    "the last route that matched was looked up, not the first, and its limits were another's": (
+        "fairness/test_fairness_routes.py::test_fastapi_routes_are_found_under_their_full_path"
+    ),
+    "every route was looked at for every request": (
+        "fairness/test_fairness_routes.py::test_of_many_routes_only_those_that_may_match_are_looked_at"
+    ),
+    "an endpoint that returns a plain value was a 500 once it had headers to carry": (
+        "test_works.py::test_a_served_answer_tells_the_same_limits"
+    ),
+    "limits were told twice in one answer": (
+        "test_works.py::test_an_application_that_tells_limits_itself_does_not_double_them"
+    ),
+    "the request was kept on an object that threads share": (
+        "test_works.py::test_callers_of_different_tiers_at_the_same_time_are_each_told_their_own"
+    ),
     "the start of a response was sent again with every chunk": (
         "test_works.py::test_a_stream_carries_its_limits_once_and_an_error_in_it_is_not_answered_twice"
     ),
     "every concrete URL had a limit of its own": (
-        "fairness/test_fairness_routes.py::test_a_root_path_is_not_part_of_the_template"
+        "test_works.py::test_included_routers_are_limited_apart_and_for_what_they_are"
+    ),
+    "answers that were let through said when to come back": (
+        "test_works.py::test_a_served_answer_tells_the_same_limits"
     ),
     # fastapi-limiter
     "all users shared one limit": "store/test_conformance.py::test_two_users_do_not_share_a_limit",
+    "every worker counted for itself": (
+        "test_works_with_a_store.py::test_two_pods_share_one_limit_and_two_services_do_not"
+    ),
+    "an outage of the server held requests up for minutes": (
+        "store/test_ladder.py::test_a_slow_store_costs_the_decision_timeout_and_no_more"
+    ),
+    "a refusal did not say when to come back": (
+        "test_works.py::test_the_eleventh_request_is_refused_and_the_next_user_served"
+    ),
     "the leftmost X-Forwarded-For was believed": (
         "ground/test_identity.py::test_the_client_is_the_first_untrusted_hop_from_our_side"
     ),
     # pyrate-limiter
     "a flushed script was an error until the next start": (
         "store/test_valkey_store.py::test_a_flushed_script_is_loaded_again_by_itself"
+    ),
+    "a failover was an incident, as the new primary had no script": (
+        "store/test_topology.py::test_after_a_failover_the_new_primary_decides"
     ),
     "keys lived for ever": "store/test_valkey_store.py::test_every_key_lives_for_a_limited_time",
     "the clock was each pod's own": (
@@ -60,7 +93,32 @@ ELSEWHERE = {
         "store/test_conformance.py::test_a_race_of_200_for_100_admits_exactly_100"
     ),
     # throttled-py
+    "routes of two prefixes shared one limit": (
+        "test_works.py::test_included_routers_are_limited_apart_and_for_what_they_are"
+    ),
+    "an endpoint in a thread could not be limited": (
+        "test_works.py::test_an_endpoint_in_a_thread_is_limited_as_any_other"
+    ),
     "keys of users became labels of metrics": "telemetry/test_prometheus.py::test_labels_cannot_grow",
+    # for other languages
+    "bucket4j: a batch took more than its members": (
+        "store/test_batching.py::test_a_batch_decides_as_if_its_members_had_come_one_by_one"
+    ),
+    "bucket4j: four hundred at once on one key timed out": (
+        "store/test_valkey_store.py::test_far_more_calls_than_connections_all_get_their_answer"
+    ),
+    "envoy: a timer that gathers questions made an idle service slower": (
+        "store/test_batching.py::test_a_lone_question_is_sent_in_its_own_tick_without_a_timer"
+    ),
+    "upstash: one large refused cost blocked the small ones, too": (
+        "store/test_deny.py::test_the_smallest_refused_cost_stands_for_all_above_it_only"
+    ),
+    "upstash: what was given back was still refused from memory": (
+        "store/test_deny.py::test_forgetting_and_giving_back_are_heard"
+    ),
+    "gubernator: two a millisecond divided to nothing": (
+        "store/test_peers_tables.py::test_asking_for_more_than_there_is_takes_nothing"
+    ),
 }
 
 
@@ -68,6 +126,13 @@ ELSEWHERE = {
 def test_what_is_tested_elsewhere_is_still_tested_there(bug: str) -> None:
     file, name = ELSEWHERE[bug].split("::")
     assert f"def {name}(" in (TESTS / file).read_text()
+
+
+def test_no_middleware_of_ours_is_the_kind_that_breaks_streams() -> None:
+    """slowapi, throttled-py: `BaseHTTPMiddleware` runs the application in a task of its own."""
+    files = [*(TESTS.parent / "src").rglob("*.py")]
+    assert files
+    assert not [file for file in files if "BaseHTTPMiddleware" in file.read_text()]
 
 
 async def _admitted(store: Store, shape: Bucket | Window, times: int) -> int:
