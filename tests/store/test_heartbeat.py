@@ -13,6 +13,7 @@ from headworks.store.heartbeat import EVERY, LIFE, PATIENCE
 from headworks.store.ladder import FAILURES, LadderStore
 from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Ask, Question, StoreDown
+from headworks.testing.cancel import cancel_at_every_await
 from headworks.verdict import Verdict
 
 NOTHING = Question(())
@@ -271,3 +272,36 @@ async def test_processes_do_not_beat_in_step() -> None:
         beats = fleet.server.beats
     assert len(times) > 10
     await fleet.close()
+
+
+class Far(MemoryStore):
+    """A tenth of a second away; knows how many of it are open."""
+
+    open = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        Far.open += 1
+
+    async def ask(self, question: Question) -> Verdict:
+        await asyncio.sleep(0.01)
+        return await super().ask(question)
+
+    async def census(self, group: str, *, process: str, ttl: float) -> int:
+        await asyncio.sleep(0.1)
+        return await super().census(group, process=process, ttl=ttl)
+
+    async def aclose(self) -> None:
+        Far.open -= 1
+
+
+def test_whoever_is_cancelled_while_asking_or_closing_leaves_no_heartbeat_and_nothing_open() -> None:
+    async def life() -> None:
+        store = LadderStore(Far(), rng=random.Random(1))
+        try:
+            await store.ask(NOTHING)
+            await asyncio.sleep(5)
+        finally:
+            await store.aclose()
+
+    assert cancel_at_every_await(life, snapshot=lambda: Far.open, settle=5) >= 4
