@@ -217,7 +217,9 @@ async def _until_degraded(store: LadderStore, wanted: bool) -> None:
 
 def knows_script(server: servers.Server) -> bool:
     """Whether it has been given the script that decides."""
-    return server.client.script_exists(script("decide", "clock", "shapes", "gate").sha) == [True]
+    return server.client.script_exists(script("decide", "plain", "clock", "shapes", "gate").sha) == [
+        True
+    ]
 
 
 @pytest.mark.real

@@ -188,7 +188,7 @@ class Limiter(Limits):
         place = f"{{{key}{self._end}"
         if self._take is not None and (verdict := self._take(self._name, place, cost)) is not None:
             return verdict
-        return await self._store.ask(Question((Ask(self._name, place, self._shape, cost),)))
+        return await self._store.ask(Question((self._kind(self._name, place, self._shape, cost),)))
 
 
 def _place(key: str, name: str) -> str:

@@ -241,7 +241,7 @@ class MemoryStore:
             self._leases.pop(key, None)
 
     async def census(self, group: str, *, process: str, ttl: float) -> int:
-        now = self._clock()
+        now = self.clock()
         there = self._groups[group] = {
             who: ends
             for who, ends in self._groups.get(group, {}).items()
