@@ -57,7 +57,7 @@ def no_shedding(patch: Patch) -> None:
 def no_deadline(patch: Patch) -> None:
     """A request has no budget."""
     standing = admission_gate._standing
-    patch.setattr(admission_gate, "_standing", lambda identity, deadline: standing(identity))
+    patch.setattr(admission_gate, "_standing", lambda identity, *_: standing(identity))
 
     @contextlib.asynccontextmanager
     async def unbounded(deadline: float) -> Any:
