@@ -35,30 +35,18 @@ class Caller:
     The one message that a request without a body has is read ahead, and kept for the application.
     """
 
-    __slots__ = (
-        "_bodiless",
-        "_ended",
-        "_kept",
-        "_listener",
-        "_over",
-        "_readers",
-        "_receive",
-        "_scope",
-        "_waits",
-        "budget",
-        "seen_leaving",
-    )
+    # Of most callers nothing of this is ever needed: defaults cost a request nothing.
+    budget: asyncio.Timeout | None = None
+    seen_leaving = False
+    _ended = _over = False
+    _bodiless: bool | None = None
+    _kept: Message | None = None
+    _readers = 0
+    _listener: asyncio.Task[Message] | None = None
+    _waits: set[asyncio.Timeout] | None = None
 
     def __init__(self, scope: MutableMapping[str, Any], receive: Receive) -> None:
         self._scope, self._receive = scope, receive
-        self._ended = self._over = False
-        self._bodiless: bool | None = None
-        self._kept: Message | None = None
-        self._readers = 0
-        self._listener: asyncio.Task[Message] | None = None
-        self._waits: set[asyncio.Timeout] = set()
-        self.budget: asyncio.Timeout | None = None
-        self.seen_leaving = False
 
     @property
     def left(self) -> bool:
@@ -94,12 +82,15 @@ class Caller:
         if self.left:
             raise CallerLeft
         if not self._over:
+            if self._waits is None:
+                self._waits = set()
             self._waits.add(wait)
             self._listen()
 
     def forget(self, wait: asyncio.Timeout) -> None:
         """Stop ending it; what is not watched any more is left alone."""
-        self._waits.discard(wait)
+        if self._waits is not None:
+            self._waits.discard(wait)
 
     def take_along(self) -> None:
         """The whole request ends when the caller leaves, its handler included."""
@@ -109,7 +100,7 @@ class Caller:
     def answered(self) -> None:
         """The answer is complete, or the request over: nothing that is heard from now on counts."""
         self._over = True
-        self._waits.clear()
+        self._waits = None
         if self._listener is not None:
             self._listener.cancel()
 
@@ -159,9 +150,9 @@ class Caller:
         elif not self._over:
             self.seen_leaving = True
             now = asyncio.get_running_loop().time()
-            for wait in self._waits:
+            for wait in self._waits or ():
                 wait.reschedule(now)
-            self._waits.clear()
+            self._waits = None
 
 
 class staying:  # reads as what it says: `async with staying(caller):`

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import Iterable
 from typing import Final
 
 from starlette.types import Message, Scope, Send
@@ -37,15 +38,13 @@ class Answers:
     def __init__(self) -> None:
         self._open: set[Answer] = set()
         self.leaving = self._over = False
+        self.discard = self._open.discard
 
     def add(self, answer: Answer) -> None:
-        """An answer begins to be worked on."""
+        """An answer begins to be worked on; `discard` it in the end."""
         self._open.add(answer)
         if self._over:
             answer.end(PodLeaving(retry_after=AGAIN))
-
-    def discard(self, answer: Answer) -> None:
-        self._open.discard(answer)
 
     def begin(self) -> None:
         """The pod serves, (again)."""
@@ -69,6 +68,16 @@ class Answer:
     arrived      when the request came, on the loop's clock; `latest` when its caller stops waiting
     """
 
+    latest = math.inf
+    slot: Slot | None = None
+    budget: asyncio.Timeout | None = None
+    status = 0
+    begun = complete = stalled = False
+    _because: Refused | None = None
+    _events: bool | None = None
+    _headers: Iterable[tuple[bytes, bytes]] = ()
+    _tail = BETWEEN[0]
+
     def __init__(
         self,
         send: Send,
@@ -76,20 +85,11 @@ class Answer:
         caller: Caller,
         current: Current,
         answers: Answers,
-        *,
         write_stall: float,
         arrived: float,
     ) -> None:
         self._send, self._scope, self._caller, self._current = send, scope, caller, current
         self._answers, self._write_stall, self.arrived = answers, write_stall, arrived
-        self.latest = math.inf
-        self.slot: Slot | None = None
-        self.budget: asyncio.Timeout | None = None
-        self.status = 0
-        self.begun = self.complete = self.stalled = False
-        self._because: Refused | None = None
-        self._events = False
-        self._tail = BETWEEN[0]
 
     async def send(self, message: Message) -> None:
         """The server's `send`, as the application is given it."""
@@ -108,7 +108,7 @@ class Answer:
         except TimeoutError:
             self.stalled = True
             raise ClientStalled from None
-        if self._events and kind == "http.response.body":
+        if not self.complete and kind == "http.response.body" and self._in_events():
             self._tail = (self._tail + message.get("body", b"")[-4:])[-4:]
         if self.complete and self.slot is not None:
             self.slot.release()
@@ -137,7 +137,7 @@ class Answer:
 
     async def conclude(self, refused: Refused) -> None:
         """Say in its own form why it ends here, or break it off."""
-        if self._events and self._tail.endswith(BETWEEN):
+        if self._in_events() and self._tail.endswith(BETWEEN):
             event = b"event: error\ndata: " + json.dumps(problem(refused)).encode() + b"\n\n"
             await self.send({"type": "http.response.body", "body": event})
         else:
@@ -163,10 +163,9 @@ class Answer:
             current.deadline = min(self.arrived + current.lasting, self.latest)
             if budget is not None and not budget.expired():
                 budget.reschedule(current.deadline if current.deadline < math.inf else None)
-        headers = message.get("headers", ())
-        self._events = _can_be_ended(headers)
+        self._headers = message.get("headers", ())
         if self._answers.leaving and self._may_close():
-            return {**message, "headers": [*headers, (b"connection", b"close")]}
+            return {**message, "headers": [*self._headers, (b"connection", b"close")]}
         return message
 
     def _complete(self) -> None:
@@ -181,11 +180,10 @@ class Answer:
         """A server that is told to close while it still receives a body loses the answer with it."""
         return bool(self._scope.get("http_version", "1.1") < "2") and self._caller.body_read
 
-
-def _can_be_ended(headers: object) -> bool:
-    """Whether this is an event stream of plain, unmeasured text: one that can take another event."""
-    found = {}
-    for name, value in headers:  # type: ignore[attr-defined]  # any iterable of pairs, says ASGI
-        found[name.lower()] = value
-    plain = b"content-encoding" not in found and b"content-length" not in found
-    return plain and found.get(b"content-type", b"").startswith(b"text/event-stream")
+    def _in_events(self) -> bool:
+        """Whether this is an event stream of plain, unmeasured text: one that can take another event."""
+        if self._events is None:
+            found = {name.lower(): value for name, value in self._headers}
+            plain = b"content-encoding" not in found and b"content-length" not in found
+            self._events = plain and found.get(b"content-type", b"").startswith(b"text/event-stream")
+        return self._events

@@ -82,9 +82,7 @@ class AdmissionGate:
         identity = self._identifier.identify(scope)
         caller = Caller(scope, receive)
         current = _standing(identity, began + self._sla, caller)
-        answer = Answer(
-            send, scope, caller, current, self._answers, write_stall=self._write_stall, arrived=began
-        )
+        answer = Answer(send, scope, caller, current, self._answers, self._write_stall, began)
         try:
             await self._admit(scope, caller, answer, current)
         except ClientStalled:
@@ -109,7 +107,8 @@ class AdmissionGate:
             await self._serve(scope, caller, answer, current)
         finally:
             self._answers.discard(answer)
-            caller.answered()
+            if not answer.complete:
+                caller.answered()
             self._end(slot, current)
 
     def _shorten(self, scope: Scope, answer: Answer, current: Current) -> None:
