@@ -16,6 +16,7 @@ from typing import Final
 from starlette.types import Message, Scope, Send
 
 from headworks.admission.slots import Slot
+from headworks.admission.within import within
 from headworks.caller import Caller
 from headworks.current import Current
 from headworks.errors import CallerLeft, DeadlineExceeded, PodLeaving, Refused
@@ -103,8 +104,7 @@ class Answer:
         ):
             self._complete()
         try:
-            async with asyncio.timeout(self._write_stall):
-                await self._send(message)
+            await within(self._write_stall, self._send(message))
         except TimeoutError:
             self.stalled = True
             raise ClientStalled from None
