@@ -216,9 +216,7 @@ async def test_a_route_may_let_its_answer_last_but_not_begin_later(
     assert now() == pytest.approx(began + 20.0)
 
 
-async def test_a_pod_that_leaves_asks_for_another_connection_unless_an_upload_would_lose_its_answer() -> (
-    None
-):
+async def test_a_pod_that_leaves_asks_for_another_connection_where_no_upload_is_lost() -> None:
     """`connection: close` from the signal on; not while a body is unread, and not in HTTP/2."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
