@@ -21,13 +21,17 @@ from tests.vendor.conftest import Server
 from tests.vendor.test_sdks import Events, streaming
 
 from headworks import Headworks
+from headworks.admission import Slot
+from headworks.caller import Caller
+from headworks.current import current
 from headworks.errors import Refused
 from headworks.policy.load import parse
 from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Question
 from headworks.telemetry import Called
-from headworks.testing.cancel import cancel_at_every_await
+from headworks.testing.cancel import NotClean, cancel_at_every_await
 from headworks.testing.recording import RecordingSink
+from headworks.vendor.grant import Grant
 from headworks.verdict import Verdict
 
 POLICY: dict[str, Any] = {
@@ -76,7 +80,11 @@ class Visit:
         }
 
     async def run(self) -> Visit:
-        await self.pod.app(self.scope, self._receive, self._send)
+        try:
+            await self.pod.app(self.scope, self._receive, self._send)
+        finally:
+            ticket = self.pod.works._fairness.ticket.get()
+            self.pod.leaks += (ticket is not None) + (current().caller is not None)
         return self
 
     async def left_after(self, seconds: float) -> Visit:
@@ -122,6 +130,7 @@ class Pod:
         )
         self.app = self.works.protect(FastAPI())
         self.log: list[str] = []
+        self.leaks = 0
         self.llm = self.works.vendor("llm")
         self.sdk = openai.AsyncOpenAI(
             base_url=self.llm.base_url, http_client=self.llm.client, api_key="k"
@@ -134,7 +143,9 @@ class Pod:
     def held(self) -> object:
         """What a request may hold: nothing, when it is over."""
         slots, vendor = self.works._slots.statistics(), self.llm.statistics()
+        retry = self.llm._pipeline._retry
         return (
+            (retry.active, retry.retrying, self.leaks),
             (slots.in_flight, slots.running, len(self.works._answers._open)),
             (vendor.waiting, vendor.booked, vendor.in_flight, vendor.free, self.server.in_flight),
             (self.works._reaper.statistics().waiting, self.works._reaper.statistics().running),
@@ -500,3 +511,11 @@ def test_a_request_cancelled_at_any_await_gives_everything_back(
 ) -> None:
     """Through admission, limits, handler and vendor: places, slots, bookings, streams, tasks."""
     assert World().check(path, answer, **headers) >= 1
+
+
+@pytest.mark.parametrize(("owner", "way"), [(Slot, "end"), (Grant, "finish"), (Caller, "answered")])
+def test_the_sweep_sees_what_is_not_given_back(owner: Any, way: str, monkeypatch: Any) -> None:
+    """The control: without one of the ways back the same run is not clean."""
+    monkeypatch.setattr(owner, way, lambda self, *args, **named: None)
+    with pytest.raises(NotClean):
+        World().check("/call", hanging, x_api_key="pro-1", x_request_timeout="1")

@@ -147,7 +147,7 @@ class Caller:
     def _heard(self, message: Message) -> None:
         if message["type"] != GONE:
             self._ended = self._ended or not message.get("more_body", False)
-        elif not self._over:
+        else:
             self.seen_leaving = True
             now = asyncio.get_running_loop().time()
             for wait in self._waits or ():

@@ -216,6 +216,37 @@ async def test_a_route_may_let_its_answer_last_but_not_begin_later(
     assert now() == pytest.approx(began + 20.0)
 
 
+async def test_an_answer_that_begins_as_it_is_ended_gets_no_more_time() -> None:
+    """Neither a pod whose time is over nor a caller who has left is outlasted by a route's own time."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        current().lasting = 100.0
+        caller = current().caller
+        assert caller is not None
+        caller.take_along()
+        if scope["path"] == "/leaving":
+            pod.answers.end()
+        else:
+            await receive()
+            await receive()
+        await send(dict(EVENTS))
+        await asyncio.sleep(50)
+
+    class Leaver(Client):
+        async def _receive(self) -> dict[str, Any]:
+            self.received += 1
+            kind = "http.request" if self.received == 1 else "http.disconnect"
+            return {"type": kind, "body": b"", "more_body": False}
+
+    for path, reason in (("/left", "caller-left"), ("/leaving", "pod-leaving")):
+        pod = Pod(app)
+        client = Leaver(pod.gate, path=path)
+        client.scope["headers"].append((b"content-length", b"5"))
+        await client.run()
+        assert now() == 1000.0
+        assert pod.sink.of(Decided)[-1].reason == reason
+
+
 async def test_a_pod_that_leaves_asks_for_another_connection_where_no_upload_is_lost() -> None:
     """`connection: close` from the signal on; not while a body is unread, and not in HTTP/2."""
 

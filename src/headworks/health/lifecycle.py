@@ -63,7 +63,7 @@ class Termination:
             if callable(handler) and hasattr(getattr(handler, "__self__", None), "should_exit"):
                 self._handlers[number] = handler
                 signal.signal(number, self._on_signal)
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._told, self.ends_at = asyncio.get_running_loop(), False, None
         return bool(self._handlers)
 
     def remove(self) -> None:
