@@ -33,7 +33,7 @@ async def flood(stage: Stage) -> Claim:
     seconds = 20 if stage.quick else 45
     neighbour = asyncio.ensure_future(_at_a_flooding_address(stack, seconds - 6))
     try:
-        report = await _load(stage, stack, "flood", seconds)
+        report = await drive(stage, stack, "flood", seconds)
     finally:
         neighbour.cancel()
         shared = (await asyncio.gather(neighbour, return_exceptions=True))[0]
@@ -134,9 +134,18 @@ async def _answers(port: int, path: str) -> bool:
     return await probe.http_status(parts.LOOPBACK, port, path) == 200
 
 
-async def _load(stage: Stage, stack: Stack, profile: str, seconds: int) -> dict[str, Any]:
+async def drive(stage: Stage, stack: Stack, profile: str, seconds: int, *more: str) -> dict[str, Any]:
     """`headworks load` against the stack, its result as data."""
-    options = ("--profile", profile, "--duration", f"{seconds}s", "--seed", str(stage.seed), "--json")
+    options = (
+        "--profile",
+        profile,
+        "--duration",
+        f"{seconds}s",
+        "--seed",
+        str(stage.seed),
+        "--json",
+        *more,
+    )
     process = await headworks("load", "--url", stack.url, *options)
     try:
         out, _ = await process.communicate()
@@ -185,7 +194,7 @@ async def deaths(stage: Stage) -> Claim:
     stack = await stage.shipped()
     calm, between = (3.0, 4.0) if stage.quick else (5.0, 8.0)
     seconds = 26 if stage.quick else 45
-    loading = asyncio.ensure_future(_load(stage, stack, "steady", seconds))
+    loading = asyncio.ensure_future(drive(stage, stack, "steady", seconds))
     figures: list[Figure] = []
     try:
         await asyncio.sleep(calm)

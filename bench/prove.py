@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import bad_input, offline, pressure, service
+from bench import bad_input, offline, pressure, rolling, service
 from bench.claims import Claim, all_hold, table
 from bench.stage import ROOT, Stage
 from headworks.local import parts
@@ -37,6 +37,7 @@ CLAIMS: dict[str, Act] = {
     "bodies-and-addresses": bad_input.bodies_and_addresses,
     "flood": pressure.flood,
     "deaths": pressure.deaths,
+    "rolling": rolling.rolling,
     "exhausted-vendor": service.exhausted_vendor,
     "no-store": bad_input.no_store,
     "foreign-origin": bad_input.foreign_origin,

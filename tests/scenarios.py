@@ -16,6 +16,7 @@ from typing import Any
 import httpx2
 import openai
 from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
 from starlette.requests import Request
 
 from headworks import Headworks
@@ -131,6 +132,15 @@ def _routes(running: Service) -> None:
     async def hang() -> None:
         await asyncio.sleep(3600)
 
+    @running.app.get("/endless")
+    async def endless() -> StreamingResponse:
+        async def events() -> AsyncIterator[str]:
+            while True:
+                yield "data: on\n\n"
+                await asyncio.sleep(1)
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
     @running.app.get("/quick")
     @running.app.get("/narrow")
     async def quick() -> str:
@@ -189,6 +199,52 @@ async def a_handler_that_hangs_is_answered_when_the_sla_is_spent() -> None:
         assert answer.status_code == 504
         assert answer.json()["reason"] == "deadline-exceeded"
         assert asyncio.get_running_loop().time() - start <= 60.1
+
+
+async def a_stream_that_outlasts_its_deadline_says_so_at_its_end() -> None:
+    async with service() as pod:
+        start = asyncio.get_running_loop().time()
+        answer = await pod.get("/endless")
+        assert asyncio.get_running_loop().time() - start <= 60.1
+        last = answer.text.strip().rpartition("\n\n")[2]
+        assert last.startswith("event: error")
+        assert "deadline-exceeded" in last
+
+
+async def a_caller_who_left_costs_the_vendor_nothing_more() -> None:
+    async with service() as pod:
+        pod.vendor.faults = pod.vendor.faults.changed({"hang": True})
+        gone = asyncio.Event()
+        asyncio.get_running_loop().call_later(2.0, gone.set)
+
+        async def receive() -> dict[str, Any]:
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            pass
+
+        scope = _scope("/chat")
+        start = asyncio.get_running_loop().time()
+        await pod.app(scope, receive, send)
+        assert asyncio.get_running_loop().time() - start <= 2.1
+
+
+def _scope(path: str) -> dict[str, Any]:
+    """A GET as a server would hand it over."""
+    return {
+        "type": "http",
+        "method": "GET",
+        "http_version": "1.1",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"host", b"pod"), (b"x-api-key", b"pro-1")],
+        "client": ("203.0.113.7", 1),
+        "server": ("pod", 80),
+    }
 
 
 # -- layer 4: fairness -----------------------------------------------------------------------------
@@ -325,6 +381,8 @@ SCENARIOS = [
     a_burst_never_exceeds_what_the_pod_may_hold,
     the_less_critical_are_shed_first,
     a_handler_that_hangs_is_answered_when_the_sla_is_spent,
+    a_stream_that_outlasts_its_deadline_says_so_at_its_end,
+    a_caller_who_left_costs_the_vendor_nothing_more,
     the_eleventh_is_refused_and_the_next_user_served,
     a_refusal_by_the_endpoint_burns_nothing_of_the_user,
     invented_keys_gain_nothing,

@@ -18,7 +18,9 @@ import pytest
 from tests import scenarios
 
 from headworks.admission import gate as admission_gate
+from headworks.admission.answer import Answer
 from headworks.admission.slots import Slot, Slots
+from headworks.caller import Caller
 from headworks.current import Criticality
 from headworks.fairness import gate as fairness_gate
 from headworks.fairness.gate import Fairness
@@ -57,7 +59,7 @@ def no_shedding(patch: Patch) -> None:
 def no_deadline(patch: Patch) -> None:
     """A request has no budget."""
     standing = admission_gate._standing
-    patch.setattr(admission_gate, "_standing", lambda identity, deadline: standing(identity))
+    patch.setattr(admission_gate, "_standing", lambda identity, *_: standing(identity))
 
     @contextlib.asynccontextmanager
     async def unbounded(deadline: float) -> Any:
@@ -65,6 +67,20 @@ def no_deadline(patch: Patch) -> None:
             yield budget
 
     patch.setattr(asyncio, "timeout_at", unbounded)
+
+
+def no_last_words(patch: Patch) -> None:
+    """A stream whose time is up is cut off."""
+
+    async def cut(self: Answer, refused: Any) -> None:
+        pass
+
+    patch.setattr(Answer, "conclude", cut)
+
+
+def nobody_listens(patch: Patch) -> None:
+    """Nobody notices that a caller has left."""
+    patch.setattr(Caller, "watch", lambda self, wait: None)
 
 
 def no_limits(patch: Patch) -> None:
@@ -169,6 +185,8 @@ ROWS = [
     Row("3 admission", no_admission, scenarios.a_burst_never_exceeds_what_the_pod_may_hold),
     Row("3 shedding", no_shedding, scenarios.the_less_critical_are_shed_first),
     Row("3 deadline", no_deadline, scenarios.a_handler_that_hangs_is_answered_when_the_sla_is_spent),
+    Row("3 last words", no_last_words, scenarios.a_stream_that_outlasts_its_deadline_says_so_at_its_end),
+    Row("5 caller", nobody_listens, scenarios.a_caller_who_left_costs_the_vendor_nothing_more),
     Row("4 limits", no_limits, scenarios.the_eleventh_is_refused_and_the_next_user_served),
     Row(
         "4 one question",

@@ -639,22 +639,28 @@ async def test_stopping_waits_for_requests_and_their_clean_ups() -> None:
     assert log == ["closed", "stopped"]
 
 
-async def test_stopping_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
-    """A request that never ends does not keep the pod."""
+@pytest.mark.parametrize("stubborn", [False, True])
+async def test_stopping_is_bounded(caplog: pytest.LogCaptureFixture, stubborn: bool) -> None:
+    """A request that never ends is told so, and does not keep the pod; nor does one that resists."""
     service = Service(policy={"health": {"drain_timeout": "5s"}})
 
     @service.app.get("/endless")
     async def endless() -> None:
-        await asyncio.sleep(50)
+        try:
+            await asyncio.sleep(50)
+        finally:
+            await asyncio.sleep(30 if stubborn else 0.1)
 
     async with service.client() as client:
         async with service.running():
             task = asyncio.create_task(client.get("/endless"))
             await asyncio.sleep(1)
             began = asyncio.get_running_loop().time()
-        assert asyncio.get_running_loop().time() - began == pytest.approx(5.0)
-        assert "had not ended" in caplog.text
-        await task
+        took = asyncio.get_running_loop().time() - began
+        assert took == pytest.approx(6.0 if stubborn else 5.1)
+        assert ("had not ended" in caplog.text) == stubborn
+        answer = await task
+        assert (answer.status_code, answer.json()["reason"]) == (503, "pod-leaving")
 
 
 async def test_metrics_know_routes_and_reasons_but_no_caller() -> None:

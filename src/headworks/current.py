@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from headworks.caller import Caller
+
 
 class Criticality(IntEnum):
     """How much a request matters under pressure; the lowest is shed first."""
@@ -31,11 +33,14 @@ class Criticality(IntEnum):
 class Current:
     """One request's standing.
 
-    deadline     `loop.time()` by which it must be answered; inf without one
+    deadline     `loop.time()` by which its answer must be complete; inf without one, and once it is
     tenant       whose fair share its vendor calls come out of
     criticality  its class under pressure
     weight       its tenant's weight in the vendor line, ≥ 1
     route        template of the route it matched ("/items/{item_id}"), "" while or where none did
+    caller       whoever asked, for who must not outlast it; None outside of HTTP requests
+    lasting      seconds from the request's arrival that an answer may last once it has begun, where its
+                 route says so; None: to the deadline
     closers      asynchronous closers of whatever it opened and did not close (vendor streams),
                  run once when the request ends
     """
@@ -45,6 +50,8 @@ class Current:
     criticality: Criticality = Criticality.DEFAULT
     weight: int = 1
     route: str = ""
+    caller: Caller | None = None
+    lasting: float | None = None
     closers: set[Callable[[], Awaitable[None]]] = field(default_factory=set)
 
 

@@ -4,6 +4,9 @@
     ├── PolicyError            the policy file cannot be used; lists every problem found
     ├── ForeignOrigin          a vendor client was pointed at an origin the policy does not name
     └── Refused                a layer said no: who, why, and when to come back
+        ├── BadDeadline        400  request    bad-deadline        no deadline can be read in it
+        ├── CallerLeft         499  request    caller-left         nobody is there to be answered
+        ├── PodLeaving         503  request    pod-leaving         this pod ends before the request does
         ├── PodSaturated       503  admission  pod-saturated       this pod is full
         ├── LoadShed           503  admission  load-shed           pressure; less critical goes first
         ├── QuotaExceeded      429  fairness   quota-exceeded      the caller used up a limit
@@ -107,6 +110,21 @@ class QuotaExceeded(Refused):
 class DeadlineExceeded(Refused):
     status, layer, reason = 504, "request", "deadline-exceeded"
     title = "The request's time budget is spent"
+
+
+class BadDeadline(Refused):
+    status, layer, reason = 400, "request", "bad-deadline"
+    title = "The request's own deadline cannot be read"
+
+
+class CallerLeft(Refused):
+    status, layer, reason = 499, "request", "caller-left"
+    title = "The caller left before the answer was complete"
+
+
+class PodLeaving(Refused):
+    status, layer, reason = 503, "request", "pod-leaving"
+    title = "This pod ends before the request does"
 
 
 class QueueTimeout(Refused):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from headworks.admission import AdmissionGate, Slots
+from headworks.admission import AdmissionGate, Answers, Slots
 from headworks.cleanup import Reaper
 from headworks.identity import Identifier, Rank
 from headworks.telemetry import Telemetry
@@ -29,8 +29,10 @@ async def serving(
     gate = AdmissionGate(
         app,
         slots=slots,
+        answers=Answers(),
         identifier=identifier,
         sla=60.0,
+        deadline_header="",
         write_stall=write_stall,
         telemetry=Telemetry(),
         reaper=Reaper(),

@@ -25,8 +25,9 @@ def test_the_backstop_stands_above_admission_so_that_it_never_decides() -> None:
 
 
 def test_requests_in_flight_get_the_services_whole_budget_to_end() -> None:
-    assert server_settings(policy()).timeout_graceful_shutdown == 30
-    assert server_settings(policy(health={"drain_timeout": "7s"})).timeout_graceful_shutdown == 7
+    """And a second more, for answers that are ended then to say so."""
+    assert server_settings(policy()).timeout_graceful_shutdown == 31
+    assert server_settings(policy(health={"drain_timeout": "7s"})).timeout_graceful_shutdown == 8
 
 
 def test_an_idle_connection_is_never_dropped_before_the_policy_says() -> None:

@@ -117,7 +117,7 @@ async def test_a_second_sigterm_is_passed_on_at_once(tmp_path: Path) -> None:
 async def test_without_a_server_s_handler_nothing_is_done() -> None:
     """In tests and under other servers the signal stays what it was."""
     before = signal.getsignal(signal.SIGTERM)
-    termination = Termination(delay=1.0, leaving=lambda: None)
+    termination = Termination(1.0, 9.0, leaving=lambda: None, over=lambda: None)
     assert not termination.install()
     termination.remove()
     assert signal.getsignal(signal.SIGTERM) is before
@@ -137,16 +137,20 @@ class Server:
 async def test_the_handler_is_wrapped_delayed_and_put_back() -> None:
     """The server hears of the signal after the delay, at once when there is none."""
     before = signal.getsignal(signal.SIGTERM)
-    server, left = Server(), []
+    server, left, over = Server(), [], []
     signal.signal(signal.SIGTERM, server.handle_exit)
     try:
-        termination = Termination(delay=5.0, leaving=lambda: left.append(1))
+        termination = Termination(5.0, 9.0, leaving=lambda: left.append(1), over=lambda: over.append(1))
         assert termination.install()
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.sleep(4.9)
         assert (left, server.told_at) == ([1], [])
         await asyncio.sleep(0.2)
         assert server.told_at == [pytest.approx(1005.0)]
+        await asyncio.sleep(8.7)
+        assert over == []
+        await asyncio.sleep(0.3)
+        assert over == [1]
         termination.remove()
         assert signal.getsignal(signal.SIGTERM) == server.handle_exit
     finally:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from headworks.policy.settings import Policy
+from headworks.policy.settings import LAST_WORDS, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,5 +51,5 @@ def server_settings(policy: Policy, *, host: str = "0.0.0.0", port: int | None =
         limit_concurrency=policy.admission.server_backstop,
         backlog=policy.admission.backlog,
         timeout_keep_alive=math.ceil(policy.admission.keep_alive),
-        timeout_graceful_shutdown=math.ceil(policy.drain_timeout),
+        timeout_graceful_shutdown=math.ceil(policy.drain_timeout + LAST_WORDS),
     )

@@ -2,6 +2,15 @@
 
 from headworks.fairness.gate import Fairness, FairnessGate
 from headworks.fairness.limits import Limits
-from headworks.fairness.routes import Routes, cost, limit
+from headworks.fairness.routes import Routes, cancel_on_disconnect, cost, lasting, limit
 
-__all__ = ["Fairness", "FairnessGate", "Limits", "Routes", "cost", "limit"]
+__all__ = [
+    "Fairness",
+    "FairnessGate",
+    "Limits",
+    "Routes",
+    "cancel_on_disconnect",
+    "cost",
+    "lasting",
+    "limit",
+]

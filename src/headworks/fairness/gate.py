@@ -109,11 +109,12 @@ class FairnessGate:
             await self.app(scope, receive, send)
             return
         matched = self._routes.find(scope)
-        current().route = matched.template if matched else ""
         ticket = Ticket()
         answer = _Answer(send, self._fairness.dialect, ticket)
         token = None
         try:
+            if matched is not None:
+                _take_up(matched)
             if not _is_preflight(scope):
                 await self._fairness.admit(scope, matched, ticket)
                 token = self._fairness.ticket.set(ticket)
@@ -160,6 +161,14 @@ def _is_preflight(scope: Scope) -> bool:
         return False
     names = {name for name, _ in scope["headers"]}
     return b"origin" in names and b"access-control-request-method" in names
+
+
+def _take_up(matched: Matched) -> None:
+    """What the route says of the request; `CallerLeft` where nobody is left whom it would be for."""
+    standing = current()
+    standing.route, standing.lasting = matched.template, matched.lasting
+    if matched.cancel and standing.caller is not None:
+        standing.caller.take_along()
 
 
 def _tell(identity: Identity) -> None:

@@ -10,6 +10,7 @@ a request looks at few of them.
 from __future__ import annotations
 
 import functools
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -20,12 +21,14 @@ from starlette._utils import get_route_path
 from starlette.routing import BaseRoute, Host, Match, Mount, WebSocketRoute
 from starlette.types import Scope
 
-from headworks.policy.units import Rate, parse_rate
+from headworks.policy.units import Rate, parse_duration, parse_rate
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _COST: Final = "__headworks_cost__"
 _LIMIT: Final = "__headworks_limit__"
+_LASTING: Final = "__headworks_lasting__"
+_CANCEL: Final = "__headworks_cancel_on_disconnect__"
 _CONVERTOR = re.compile(r"{(\w+):\w+}")
 
 
@@ -36,11 +39,15 @@ class Matched:
     template  its full path with parameters by name, prefixes of routers and mounts included
     cost      units one request takes, ≥ 0
     rate      a limit marked on the endpoint itself
+    lasting   seconds its answer may last once it has begun; None: to the request's deadline
+    cancel    whether the handler is cancelled when its caller leaves
     """
 
     template: str
     cost: int = 1
     rate: Rate | None = None
+    lasting: float | None = None
+    cancel: bool = False
 
 
 def cost(units: int) -> Callable[[F], F]:
@@ -56,6 +63,18 @@ def limit(rate: str) -> Callable[[F], F]:
     if parsed.unit != "requests":
         raise ValueError(f"limit({rate!r}): an endpoint's limit counts requests")
     return _marker(_LIMIT, parsed)
+
+
+def lasting(duration: str | float | None) -> Callable[[F], F]:
+    """Mark an endpoint: its answer, once it has begun in time, may last so long, counted from the
+    request's arrival, such as "10m", and need not end with the request's deadline. None: for ever."""
+    return _marker(_LASTING, math.inf if duration is None else parse_duration(duration))
+
+
+def cancel_on_disconnect(endpoint: F) -> F:
+    """Mark an endpoint: its handler is cancelled when its caller leaves, and not only what it waits
+    for at vendors. For handlers that may be cut off anywhere; put it nearest to the function."""
+    return _marker(_CANCEL, True)(endpoint)
 
 
 def _marker(name: str, value: object) -> Callable[[F], F]:
@@ -167,7 +186,13 @@ def _place(route: Any, prefix: str) -> _Place:
     if isinstance(original, (Mount, Host)) and route.routes:
         below = _Table(route.routes, template)
     endpoint = getattr(route, "endpoint", None)
-    leaf = Matched(template or "/", _mark(endpoint, _COST, 1), _mark(endpoint, _LIMIT, None))
+    leaf = Matched(
+        template or "/",
+        _mark(endpoint, _COST, 1),
+        _mark(endpoint, _LIMIT, None),
+        _mark(endpoint, _LASTING, None),
+        _mark(endpoint, _CANCEL, False),
+    )
     return _Place(route.matches, _first(path), leaf, below)
 
 

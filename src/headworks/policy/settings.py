@@ -33,6 +33,9 @@ from headworks.policy.vendor_settings import VendorSettings as VendorSettings
 
 CLEANUP = 5.0
 """Seconds a pod keeps, after draining, for cleanups and for closing clients and store."""
+LAST_WORDS = 1.0
+"""Seconds of these that the server waits beyond the drain timeout: time for answers that are ended then
+to say so."""
 EDGE_MARGIN = 5.0
 """Seconds the gateway waits longer than a request may take, so that the pod answers first."""
 
@@ -43,6 +46,7 @@ Scope = Literal["user", "all"]
 
 _HEADER = "[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
 
+HeaderName = Annotated[str, Text(_HEADER, 'a header, such as "X-Request-Timeout"')]
 AppName = Annotated[str, Text(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", 'module:attribute, as in "main:app"')]
 Image = Annotated[str, Text(r"[a-z0-9][\w./:@-]{0,254}", 'an image, such as "registry.example/app:1"')]
 Path = Annotated[str, Text(r"/[\x21-\x7e]{0,255}", 'a path, such as "/chat"')]
@@ -59,7 +63,9 @@ class ServiceSettings(Section):
     app: AppName = "main:app"
     """The ASGI application; its module is looked for beside the policy file first."""
     sla: Annotated[float, Seconds(0.1, 3600)] = 60.0
-    """The whole budget of one request: every wait inside the pod respects it."""
+    """The whole budget of one request: every wait inside the pod respects it, and its answer ends."""
+    deadline_header: HeaderName | None = None
+    """Where a caller says in how many seconds it stops waiting, if sooner; absent: nowhere."""
     trust: Networks = ()
     """Whose forwarding headers the pods believe: the gateway's addresses."""
 

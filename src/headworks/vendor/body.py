@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import httpx2
 
+from headworks.caller import staying
 from headworks.cleanup import Reaper, shielded
 from headworks.current import Current
+from headworks.errors import CallerLeft
 from headworks.limits.breaker import Ending
 from headworks.vendor.estimate import UsageReader
 from headworks.vendor.pipeline import Attempt
@@ -27,7 +29,8 @@ class Body(httpx2.AsyncByteStream):
     """Passes the vendor's bytes on, and ends the attempt once: at the last byte, a failure, or close.
 
     Iterating again goes on where the last iteration stopped (the `openai` SDK drains a stream that
-    way). Each gap between two pieces is bounded by `gap` seconds. An open body is registered with the
+    way). Each gap between two pieces is bounded by `gap` seconds, and by the request's caller, who may
+    leave. An open body is registered with the
     request that opened it, and closed with it; one opened outside of any request and then dropped is
     closed when it is collected.
     """
@@ -58,7 +61,7 @@ class Body(httpx2.AsyncByteStream):
         if self._closed and not self._whole:
             raise httpx2.StreamClosed
         try:
-            async with asyncio.timeout(self._gap) as timer:
+            async with staying(self._who.caller), asyncio.timeout(self._gap) as timer:
                 piece = await anext(self._pieces)
         except StopAsyncIteration:
             self._end(Ending.OK, whole=True)
@@ -68,6 +71,9 @@ class Body(httpx2.AsyncByteStream):
             raise httpx2.ReadTimeout(
                 f"the vendor sent nothing for {self._gap:g} s", request=self._answer.request
             ) from error
+        except CallerLeft:
+            self._end(Ending.IGNORED)
+            raise
         except Exception:
             self._end(Ending.FAILED)
             raise

@@ -21,6 +21,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from headworks.caller import staying
 from headworks.current import Current, current
 from headworks.errors import CallTimeout, DeadlineExceeded, QueueTimeout, VendorFailed
 from headworks.limits.breaker import Ending
@@ -143,8 +144,13 @@ class Pipeline:
         """Admit and make the call, again if that is safe and there is budget and time.
 
         Returns the vendor's answer, even a failing one when it may not be tried again, and the
-        attempt, which the caller ends when the answer's body is over. Raises `Refused`.
+        attempt, which the caller ends when the answer's body is over. Raises `Refused`; `CallerLeft`
+        as soon as whoever asked has left, wherever the call stands.
         """
+        async with staying(current().caller):
+            return await self._call(model, cost, exchange)
+
+    async def _call(self, model: str, cost: Cost, exchange: Exchange[A]) -> tuple[A, Attempt]:
         loop = asyncio.get_running_loop()
         delay, number = 0.0, 1
         self._retry.active += 1
@@ -238,29 +244,30 @@ class Pipeline:
 
         Not retried: what is inside the block cannot be run again. A timeout, a broken connection or
         any `OSError` counts against the vendor, also in a group of nothing else; another exception or
-        a cancellation does not.
+        a cancellation does not. The block is cancelled when whoever asked has left.
         """
         who = current()
-        grant = await self._admit(model, cost, who)
-        attempt = Attempt(self, grant, model)
-        bound = min(self.call_timeout, who.deadline - grant.at)
-        try:
-            async with asyncio.timeout(bound) as timer:
-                yield attempt
-        except TimeoutError as error:
-            late = self._late(bound) if timer.expired() else Outcome(Ending.OVERLOADED)
-            attempt.end(late.ending)
-            if late.refusal is None:
-                raise
-            raise late.refusal from error
-        except BaseException as error:
-            if not _broken(error):
-                attempt.end(Ending.IGNORED)
-                raise
-            attempt.end(Ending.FAILED)
-            raise VendorFailed(f"the call to vendor '{self.vendor}' failed: {error}") from error
-        else:
-            attempt.end(Ending.OK)
+        async with staying(who.caller):
+            grant = await self._admit(model, cost, who)
+            attempt = Attempt(self, grant, model)
+            bound = min(self.call_timeout, who.deadline - grant.at)
+            try:
+                async with asyncio.timeout(bound) as timer:
+                    yield attempt
+            except TimeoutError as error:
+                late = self._late(bound) if timer.expired() else Outcome(Ending.OVERLOADED)
+                attempt.end(late.ending)
+                if late.refusal is None:
+                    raise
+                raise late.refusal from error
+            except BaseException as error:
+                if not _broken(error):
+                    attempt.end(Ending.IGNORED)
+                    raise
+                attempt.end(Ending.FAILED)
+                raise VendorFailed(f"the call to vendor '{self.vendor}' failed: {error}") from error
+            else:
+                attempt.end(Ending.OK)
 
 
 def _broken(error: BaseException) -> bool:

@@ -24,7 +24,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
 from headworks import fairness
-from headworks.admission import AdmissionGate, Slots
+from headworks.admission import AdmissionGate, Answers, Slots
 from headworks.cleanup import Reaper
 from headworks.fairness import Fairness, FairnessGate, Limits, Routes
 from headworks.health import Health, Probes, Termination
@@ -32,7 +32,7 @@ from headworks.identity import Resolver
 from headworks.limits.shapes import Window
 from headworks.policy.load import load
 from headworks.policy.profiles import profile_named
-from headworks.policy.settings import CLEANUP, Policy
+from headworks.policy.settings import CLEANUP, LAST_WORDS, Policy
 from headworks.store.ladder import FAILURES
 from headworks.store.protocol import Ask, Question, Store
 from headworks.telemetry import Sink, Telemetry
@@ -41,6 +41,9 @@ from headworks.vendor import Vendor
 from headworks.works.build import identifier_of, permit_of, store_of
 
 log = logging.getLogger("headworks")
+
+SOONEST = 0.5
+"""Seconds that closing one thing gets at least, however little is left of the pod's time."""
 
 App = TypeVar("App", bound=Starlette)
 
@@ -59,6 +62,8 @@ class Headworks:
 
     cost = staticmethod(fairness.cost)
     limit = staticmethod(fairness.limit)
+    lasting = staticmethod(fairness.lasting)
+    cancel_on_disconnect = staticmethod(fairness.cancel_on_disconnect)
 
     def __init__(
         self,
@@ -80,6 +85,7 @@ class Headworks:
         self._reaper = Reaper()
         self._store = store_of(policy, self.telemetry, rng) if store is None else store
         self._identifier = identifier_of(policy, resolve, self.telemetry)
+        self._answers = Answers()
         self._slots = Slots(policy.admission.max_in_flight, rng=rng)
         self._limits = Limits(policy.fairness, service=policy.service.name)
         self._fairness = Fairness(
@@ -98,7 +104,8 @@ class Headworks:
             rng=rng,
         )
         self.telemetry.add(self._health)
-        self._termination = Termination(delay=policy.health.drain_delay, leaving=self._health.drain)
+        delay, patience = policy.health.drain_delay, policy.drain_timeout
+        self._termination = Termination(delay, patience, leaving=self._leave, over=self._answers.end)
         self._vendors = {
             name: Vendor(
                 name,
@@ -172,6 +179,7 @@ class Headworks:
         """Begin to watch over the pod. Done by the lifespan as well; again does nothing."""
         if self._watch is None:
             self._health.start()
+            self._answers.begin()
             self._watch = asyncio.create_task(self._health.watch(), name="headworks: health")
             self._termination.install()
             await self._greet_store()
@@ -180,31 +188,47 @@ class Headworks:
         """End requests, clean-ups, vendors and store, in this order. Done by the lifespan as well."""
         if self._watch is None:
             return
-        self._health.drain()
+        self._leave()
         self._watch.cancel()
         await asyncio.wait((self._watch,))
         self._watch = None
-        await self._drain()
+        loop = asyncio.get_running_loop()
+        drained = self._termination.ends_at or loop.time() + self.policy.drain_timeout
+        await self._drain(drained)
+        ends = min(drained, loop.time()) + CLEANUP
+        await self._reaper.drain(max((ends - loop.time()) / 2, SOONEST))
         closing = [("the leave-permit", self._health.close)]
         closing += [(f"vendor {name}", vendor.aclose) for name, vendor in self._vendors.items()]
         closing += [("the store", self._store.aclose)]
         for what, close in closing:
             try:
-                async with asyncio.timeout(CLEANUP):
+                async with asyncio.timeout(max(ends - loop.time(), SOONEST)):
                     await close()
             except Exception:  # one that cannot be closed must not keep the others open
                 log.exception("%s was not closed", what)
         self._termination.remove()
 
-    async def _drain(self) -> None:
-        """Wait until nothing runs and nothing is left to clean up; both are bounded."""
+    def _leave(self) -> None:
+        self._health.drain()
+        self._answers.leave()
+
+    async def _drain(self, ends: float) -> None:
+        """Wait until nothing runs, bounded: then answers are ended, and get a moment to unwind.
+
+        The server may have waited already, and have cancelled what was left: that moment is then all
+        there is to wait, and needed, since its cancelled tasks are not awaited by anybody else.
+        """
         try:
-            async with asyncio.timeout(self.policy.drain_timeout):
+            async with asyncio.timeout_at(ends):
                 await self._slots.wait_idle()
         except TimeoutError:
-            running = self._slots.statistics().running
-            log.warning("%d requests had not ended when the drain timeout was over", running)
-        await self._reaper.drain(CLEANUP)
+            self._answers.end()
+            try:
+                async with asyncio.timeout(LAST_WORDS):
+                    await self._slots.wait_idle()
+            except TimeoutError:
+                running = self._slots.statistics().running
+                log.warning("%d requests had not ended when the drain timeout was over", running)
 
     async def _greet_store(self) -> None:
         """Connect before the first request needs it; where nobody answers, start without the store."""
@@ -224,8 +248,10 @@ class Headworks:
             admission = AdmissionGate(
                 build(),
                 slots=self._slots,
+                answers=self._answers,
                 identifier=self._identifier,
                 sla=self.policy.service.sla,
+                deadline_header=self.policy.service.deadline_header or "",
                 write_stall=self.policy.admission.write_stall,
                 telemetry=self.telemetry,
                 reaper=self._reaper,
