@@ -25,9 +25,9 @@ from headworks.fairness.gate import Fairness
 from headworks.health.readiness import Health
 from headworks.identity import Identifier
 from headworks.limits import breaker
+from headworks.limits.line import Line, Waiter
 from headworks.vendor import slots as vendor_slots
 from headworks.vendor.gate import GateCache
-from headworks.vendor.line import Line, Waiter
 from headworks.vendor.pace import Pace
 from headworks.vendor.quota import Quota
 from headworks.vendor.retry import Retry

@@ -6,14 +6,11 @@ import math
 from collections import deque
 
 from headworks.current import Criticality
+from headworks.limits.arrivals import Arrivals
 from headworks.verdict import NEVER, Verdict
 
 REPORT_EVERY = 1.0
 """Seconds between two reports of this pod's demand."""
-
-HALF_LIFE = 5.0
-"""Seconds after which an arrival counts half in this pod's demand."""
-
 
 SMOOTH = 0.1
 """The weight of the newest in the mean spacing."""
@@ -41,7 +38,7 @@ class Pace:
         self._interval = interval
         self._times: deque[float] = deque(maxlen=remember)
         self._spacing, self._tight = 0.0, False
-        self._joined = {criticality: Level() for criticality in Criticality}
+        self._joined = {criticality: Arrivals() for criticality in Criticality}
         self._caution = dict.fromkeys(Criticality, (1.0, -math.inf))
 
     def joined(self, criticality: Criticality, now: float) -> None:
@@ -85,27 +82,11 @@ class Pace:
         return 1.0 + (caution - 1.0) * 0.5 ** ((now - at) / FORGET) if caution > 1.0 else 1.0
 
 
-class Level:
-    """How often something has lately happened, per second."""
-
-    def __init__(self) -> None:
-        self._level, self._at = 0.0, -math.inf
-
-    def arrived(self, now: float) -> None:
-        """It has happened once more."""
-        self._level = self.now(now) + math.log(2) / HALF_LIFE
-        self._at = now
-
-    def now(self, now: float) -> float:
-        """Times per second."""
-        return self._level * 0.5 ** ((now - self._at) / HALF_LIFE) if self._level else 0.0
-
-
 class Demand:
     """This pod's arrivals, in calls per second, and its share of the fleet's as last heard."""
 
     def __init__(self) -> None:
-        self._arrivals = Level()
+        self._arrivals = Arrivals()
         self._reported_at = -math.inf
         self._reported = 0.0
         self.share = 1.0
