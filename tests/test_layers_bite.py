@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from tests import scenarios
 
-from headworks.admission import gate as admission_gate
+from headworks.admission import AdmissionGate
 from headworks.admission.slots import Slot, Slots
 from headworks.current import Criticality
 from headworks.fairness import gate as fairness_gate
@@ -44,20 +45,26 @@ def no_readiness(patch: Patch) -> None:
 
 def no_admission(patch: Patch) -> None:
     """Layer 3 takes everybody."""
-    patch.setattr(Slots, "claim", lambda self, criticality: self._begin(websocket=False))
+    patch.setattr(Slots, "claim", lambda self, current, now: self.claim_anyway(now))
     patch.setattr(Slot, "release", lambda self: None)
 
 
 def no_shedding(patch: Patch) -> None:
     """Layer 3 treats every class alike."""
     claim = Slots.claim
-    patch.setattr(Slots, "claim", lambda self, criticality: claim(self, Criticality.CRITICAL))
+    patch.setattr(
+        Slots,
+        "claim",
+        lambda self, current, now: claim(self, replace(current, criticality=Criticality.CRITICAL), now),
+    )
 
 
 def no_deadline(patch: Patch) -> None:
     """A request has no budget."""
-    standing = admission_gate._standing
-    patch.setattr(admission_gate, "_standing", lambda identity, deadline: standing(identity))
+    standing = AdmissionGate._standing
+    patch.setattr(
+        AdmissionGate, "_standing", lambda self, scope, deadline: standing(self, scope, math.inf)
+    )
 
     @contextlib.asynccontextmanager
     async def unbounded(deadline: float) -> Any:

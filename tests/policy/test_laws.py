@@ -62,7 +62,10 @@ CASES = [
     (("health.drain_timeout", "39s"), "error", "service.sla = 40s", "40s"),
     (("deploy.grace", "49s"), "error", "5s + 40s + 5s = 50s", "50s"),
     (("gateway.per_ip_rate", "501/s"), "error", "501/s, all together 500/s", "25/s"),
-    (("admission.limit_concurrency", 111), "error", "refuses at 111 connections", 112),
+    (("admission.limit_concurrency", 191), "error", "refuses at 191 connections", 192),
+    (("admission.queue_timeout", "21s"), "warning", "of its 40s a request may spend 21s", "6.667s"),
+    (("admission.criticality_header", "X-Class"), "warning", "X-Class is believed from", None),
+    (("admission.shadow", True), "warning", "refuses nobody", False),
     (("store", None), "error", "deploy.replicas = 4", {"url": "valkey://valkey:6379"}),
     ((f"{LLM}.slots", 21), "error", "connections.max = 20", 20),
     (

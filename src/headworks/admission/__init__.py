@@ -1,6 +1,16 @@
 """Layer 3: may this pod take one more. Local state only."""
 
 from headworks.admission.gate import AdmissionGate, ClientStalled
+from headworks.admission.pressure import Pressure
 from headworks.admission.slots import AdmissionStatistics, Slot, Slots
+from headworks.admission.stated import StatedClass
 
-__all__ = ["AdmissionGate", "AdmissionStatistics", "ClientStalled", "Slot", "Slots"]
+__all__ = [
+    "AdmissionGate",
+    "AdmissionStatistics",
+    "ClientStalled",
+    "Pressure",
+    "Slot",
+    "Slots",
+    "StatedClass",
+]

@@ -1,8 +1,9 @@
 """The pod's gate: plain ASGI around the whole application.
 
-It decides before anything is received, so a refusal costs neither a body nor the application. A
-place is held until the last byte of the answer is sent or the application returns, whichever comes
-first: background tasks hold none. A request's time (`sla`) runs from here; if no answer has begun
+It decides before anything is received, so a refusal costs neither a body nor the application. Only a
+request that waits in line is read ahead, to hear whether its client leaves. A place is held until the
+last byte of the answer is sent or the application returns, whichever comes first: background tasks
+hold one only where the policy says so. A request's time (`sla`) runs from here; if no answer has begun
 when it is spent, the application is cancelled and the client told 504. An answer that has begun is
 left to its own end, except that a client that stops reading is cut off.
 
@@ -15,21 +16,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from headworks.admission.early import EarlyMessages
 from headworks.admission.slots import Slot, Slots
+from headworks.admission.stated import StatedClass
+from headworks.admission.waiting import CallerLeft, Turn
 from headworks.cleanup import Reaper
-from headworks.current import Current, enter, leave
+from headworks.current import Criticality, Current, enter, leave
 from headworks.errors import DeadlineExceeded, Refused
-from headworks.identity import Identifier, Identity
+from headworks.identity import Identifier
 from headworks.problem import render
-from headworks.telemetry import Decided, Served, Telemetry
+from headworks.telemetry import Decided, Queued, Served, Telemetry
 
 log = logging.getLogger("headworks")
 
 TRY_AGAIN_LATER = 1013
 """Close code of a refused websocket where the server cannot answer it in HTTP (IANA registry)."""
+
+
+_CLASS: Final = {kind: kind.name.lower() for kind in Criticality}
+_ADMITTED: Final = {kind: Decided("admission", True, criticality=_CLASS[kind]) for kind in Criticality}
 
 
 class ClientStalled(OSError):
@@ -39,13 +48,16 @@ class ClientStalled(OSError):
 class AdmissionGate:
     """Lets a request in while the pod has room for its class, and accounts for it until it is over.
 
-    app          the application's whole middleware stack
-    slots        the pod's places
-    identifier   tells the class of a caller without waiting
-    sla          seconds a request may take until its answer begins, > 0
-    write_stall  seconds one part of an answer may take to be accepted by the client, > 0
-    telemetry    hears every decision and every answer
-    reaper       closes what requests left open
+    app              the application's whole middleware stack
+    slots            the pod's places
+    identifier       tells the class of a caller without waiting
+    sla              seconds a request may take until its answer begins, > 0
+    write_stall      seconds one part of an answer may take to be accepted by the client, > 0
+    telemetry        hears every decision and every answer
+    reaper           closes what requests left open
+    stated           reads the class that trusted callers state; None: nobody may
+    hold_background  hold a place until background tasks have ended, too
+    shadow           let in whoever would be refused, and only tell; needs places without a line
     """
 
     def __init__(
@@ -58,11 +70,15 @@ class AdmissionGate:
         write_stall: float,
         telemetry: Telemetry,
         reaper: Reaper,
+        stated: StatedClass | None = None,
+        hold_background: bool = False,
+        shadow: bool = False,
     ) -> None:
         self.app = app
         self._slots, self._identifier = slots, identifier
         self._sla, self._write_stall = sla, write_stall
         self._telemetry, self._reaper = telemetry, reaper
+        self._stated, self._hold_background, self._shadow = stated, hold_background, shadow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -74,11 +90,10 @@ class AdmissionGate:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = asyncio.get_running_loop().time()
-        identity = self._identifier.identify(scope)
-        current = _standing(identity, began + self._sla)
+        current = self._standing(scope, began + self._sla)
         answer = _Answer(send, self._write_stall)
         try:
-            await self._admit(scope, receive, answer, current)
+            await self._admit(scope, receive, answer, current, began)
         except ClientStalled:
             self._slots.stalled += 1
             log.info("a client was cut off: it read nothing for %g s", self._write_stall)
@@ -87,21 +102,58 @@ class AdmissionGate:
             seconds = asyncio.get_running_loop().time() - began
             self._telemetry.emit(Served(current.route, scope["method"], answer.status, seconds))
 
-    async def _admit(self, scope: Scope, receive: Receive, answer: _Answer, current: Current) -> None:
+    async def _admit(
+        self, scope: Scope, receive: Receive, answer: _Answer, current: Current, now: float
+    ) -> None:
         try:
-            slot = answer.slot = self._slots.claim(current.criticality)
+            place = self._slots.claim(current, now)
         except Refused as refused:
-            self._decided(current, refused)
-            await answer.refuse(refused)
-            return
-        try:
-            self._decided(current)
-            await self._serve(scope, receive, answer, current)
-        finally:
-            self._end(slot, current)
+            if not self._shadow:
+                self._refused(current, refused)
+                await answer.refuse(refused)
+                return
+            self._refused(current, refused, shadow=True)
+            place = self._slots.claim_anyway(now)
+        else:
+            if isinstance(place, Turn):
+                await self._wait(place, scope, receive, answer, current, now)
+                return
+            self._telemetry.emit(_ADMITTED[current.criticality])
+        await self._serve(place, scope, receive, answer, current)
 
-    async def _serve(self, scope: Scope, receive: Receive, answer: _Answer, current: Current) -> None:
-        """Run the application until it returns, or until its time is spent and no answer has begun."""
+    async def _wait(
+        self, turn: Turn, scope: Scope, receive: Receive, answer: _Answer, current: Current, began: float
+    ) -> None:
+        """Stand in line, and go on with what comes of it."""
+        early = EarlyMessages(receive, turn.left)
+        try:
+            try:
+                slot = await turn.take()
+            except Refused as refused:
+                self._queued(began, "refused")
+                self._refused(current, refused)
+                await answer.refuse(refused)
+            except CallerLeft:
+                self._queued(began, "left")
+                self._slots.left += 1
+            else:
+                early.hand_on()
+                self._queued(began, "admitted")
+                self._telemetry.emit(_ADMITTED[current.criticality])
+                await self._serve(slot, scope, early.receive, answer, current)
+        finally:
+            early.close()
+
+    async def _serve(
+        self, slot: Slot, scope: Scope, receive: Receive, answer: _Answer, current: Current
+    ) -> None:
+        """Run the application until it returns, or until its time is spent and no answer has begun.
+
+        The place is returned whatever happens, at the last byte of the answer at the latest unless
+        background tasks hold it.
+        """
+        if not self._hold_background:
+            answer.slot = slot
         token = enter(current)
         try:
             async with asyncio.timeout_at(current.deadline) as budget:
@@ -117,6 +169,7 @@ class AdmissionGate:
                 log.warning("the application raised when its time was up", exc_info=error)
         finally:
             leave(token)
+            self._end(slot, current)
         if budget.expired() and not answer.begun:
             self._slots.expired += 1
             refused = DeadlineExceeded(f"no answer had begun after {self._sla:g} s")
@@ -124,24 +177,41 @@ class AdmissionGate:
             await answer.refuse(refused)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        current = _standing(self._identifier.identify(scope))
+        current = self._standing(scope, math.inf)
         try:
-            slot = self._slots.claim_websocket()
+            slot = self._slots.claim_websocket(current)
         except Refused as refused:
-            self._decided(current, refused)
-            await _refuse_websocket(scope, send, refused)
-            return
+            self._refused(current, refused, shadow=self._shadow)
+            if not self._shadow:
+                await _refuse_websocket(scope, send, refused)
+                return
+            slot = self._slots.claim_websocket_anyway()
+        else:
+            self._telemetry.emit(_ADMITTED[current.criticality])
         token = enter(current)
         try:
-            self._decided(current)
             await self.app(scope, receive, send)
         finally:
             leave(token)
             self._end(slot, current)
 
-    def _decided(self, current: Current, refused: Refused | None = None) -> None:
-        reason, name = refused.reason if refused else "", current.criticality.name.lower()
-        self._telemetry.emit(Decided("admission", refused is None, reason, criticality=name))
+    def _standing(self, scope: Scope, deadline: float) -> Current:
+        """What is known of a request without waiting."""
+        identity = self._identifier.identify(scope)
+        current = Current(deadline, identity.tenant, identity.criticality, identity.weight)
+        if self._stated is not None:
+            current.stated = self._stated.of(scope, identity)
+            current.rank(identity.criticality, known=identity.known)
+        return current
+
+    def _refused(self, current: Current, refused: Refused, *, shadow: bool = False) -> None:
+        name = _CLASS[current.criticality]
+        self._telemetry.emit(
+            Decided("admission", shadow, refused.reason, criticality=name, shadow=shadow)
+        )
+
+    def _queued(self, since: float, ending: str) -> None:
+        self._telemetry.emit(Queued(asyncio.get_running_loop().time() - since, ending))
 
     def _end(self, slot: Slot, current: Current) -> None:
         """Synchronous, so that nothing can come between: the place returns, the rest is handed over."""
@@ -164,7 +234,8 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if self.stalled:
             raise ClientStalled
-        if message["type"] == "http.response.start":
+        begins = message["type"] == "http.response.start"
+        if begins:
             self.begun, self.status = True, message["status"]
             if self.budget is not None and not self.budget.expired():
                 self.budget.reschedule(None)
@@ -174,7 +245,7 @@ class _Answer:
         except TimeoutError:
             self.stalled = True
             raise ClientStalled from None
-        if _ends(message) and self.slot is not None:
+        if not begins and self.slot is not None and _ends(message):
             self.slot.release()
 
     async def refuse(self, refused: Refused) -> None:
@@ -197,10 +268,6 @@ def _ends(message: Message) -> bool:
     if kind == "http.response.body":
         return not message.get("more_body", False)
     return bool(kind == "http.response.pathsend")
-
-
-def _standing(identity: Identity, deadline: float = math.inf) -> Current:
-    return Current(deadline, identity.tenant, identity.criticality, identity.weight)
 
 
 async def _refuse_websocket(scope: Scope, send: Send, refused: Refused) -> None:

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A layer let a request or call pass, or refused it. `rule` names the limit or vendor."""
+    """A layer let a request or call pass, or refused it. `rule` names the limit or vendor.
+
+    shadow  it would have been refused, for that reason, but the layer only watches
+    """
 
     layer: str
     admitted: bool
     reason: str = ""
     rule: str = ""
     criticality: str = ""
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,14 @@ class Waited:
 
     vendor: str
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A request stood in the pod's line for so many seconds; `ending`: admitted, refused or left."""
+
+    seconds: float
+    ending: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,4 +67,4 @@ class Changed:
     detail: str = ""
 
 
-Event = Decided | Served | Waited | Called | Changed
+Event = Decided | Served | Queued | Waited | Called | Changed

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
+from datetime import datetime
 from typing import Final
 
+from starlette.types import ASGIApp
+
+from headworks.admission import AdmissionGate, Pressure, Slots, StatedClass
+from headworks.admission.pressure import container_memory, resident_memory
+from headworks.cleanup import Reaper
 from headworks.current import Criticality
 from headworks.errors import PolicyError, Problem
 from headworks.identity import Identifier, Rank, Resolver
@@ -21,6 +28,8 @@ log = logging.getLogger("headworks")
 
 LEAVING: Final = 0.3
 """The part of all pods that may be away for load at once."""
+BELOW_CONTAINER: Final = 0.9
+"""The part of a container's memory at which shedding must have begun."""
 LEASE: Final = 10.0
 """Seconds after which the leave-permit of a pod that died is free again."""
 
@@ -56,6 +65,66 @@ def store_of(policy: Policy, telemetry: Telemetry, rng: random.Random) -> Store:
         on_change=lambda state, why: telemetry.emit(Changed("store", state, why)),
     )
     return DenyCache(ladder)
+
+
+def pressure_of(policy: Policy, telemetry: Telemetry, now: Callable[[], datetime]) -> Pressure:
+    """What the pod sheds load by. A memory bound stays below what the container may have."""
+    settings = policy.admission
+    memory = settings.memory_high
+    if memory is not None:
+        try:
+            resident_memory()
+        except OSError as error:
+            why = f"this system does not tell a process its memory ({error})"
+            raise PolicyError("policy", [Problem("admission.memory_high", why)]) from None
+        container = container_memory()
+        if container is not None and memory > BELOW_CONTAINER * container:
+            memory = int(BELOW_CONTAINER * container)
+            log.warning("admission.memory_high: %d bytes, the container has %d", memory, container)
+    return Pressure(
+        lag_high=settings.lag_high,
+        memory_high=memory,
+        hour=lambda: int(now().timestamp() // 3600),
+        telemetry=telemetry,
+    )
+
+
+def slots_of(policy: Policy, pressure: Pressure, rng: random.Random) -> Slots:
+    """The pod's places, with a line where the policy has one; a shadow keeps nobody waiting."""
+    settings = policy.admission
+    return Slots(
+        settings.max_in_flight,
+        websockets=settings.websockets,
+        patience=0.0 if settings.shadow else settings.queue_timeout,
+        pressure=pressure,
+        rng=rng,
+    )
+
+
+def gate_of(
+    policy: Policy,
+    app: ASGIApp,
+    *,
+    slots: Slots,
+    identifier: Identifier,
+    telemetry: Telemetry,
+    reaper: Reaper,
+) -> AdmissionGate:
+    """The pod's gate around an application."""
+    settings, trust = policy.admission, policy.service.trust
+    header = settings.criticality_header
+    return AdmissionGate(
+        app,
+        slots=slots,
+        identifier=identifier,
+        sla=policy.service.sla,
+        write_stall=settings.write_stall,
+        telemetry=telemetry,
+        reaper=reaper,
+        stated=None if header is None else StatedClass(header, trust),
+        hold_background=settings.background_tasks == "hold",
+        shadow=settings.shadow,
+    )
 
 
 def permit_of(policy: Policy, store: Store, pod: str) -> LeavePermit | None:
