@@ -79,6 +79,22 @@ async def test_the_place_is_held_to_the_last_byte_and_not_by_background_tasks() 
     assert (pod.now().in_flight, pod.now().running) == (0, 0)
 
 
+async def test_background_tasks_hold_the_place_where_the_policy_says_so() -> None:
+    """`hold`: a request counts until all that it started has ended."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await answer(send)
+        await asyncio.sleep(10)
+
+    pod = Pod(app, limit=1, hold_background=True)
+    task = asyncio.create_task(Client(pod.gate).run())
+    await asyncio.sleep(5)
+    assert (pod.now().in_flight, pod.now().running) == (1, 1)
+    assert (await Client(pod.gate).run()).status == 503
+    await task
+    assert (pod.now().in_flight, pod.now().running) == (0, 0)
+
+
 async def test_a_client_that_does_not_read_is_cut_off() -> None:
     """After `write_stall` the sending fails, the place is free, and the connection is dropped."""
     dropped: list[str] = []
@@ -224,7 +240,7 @@ async def test_lifespan_passes() -> None:
 @pytest.mark.parametrize("extension", [True, False])
 async def test_websockets_have_places_of_their_own(extension: bool) -> None:
     """Full of websockets, requests still pass; one websocket more is refused as the server can."""
-    pod = Pod(limit=2)
+    pod = Pod(limit=5, websockets=2)
     sockets = [asyncio.create_task(Client(pod.gate, type="websocket").run()) for _ in range(2)]
     await asyncio.sleep(0)
     assert (pod.now().websockets, pod.now().in_flight) == (2, 0)

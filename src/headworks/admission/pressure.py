@@ -8,7 +8,7 @@ of `background`, from 1 to 2 all of it and a growing part of `sheddable`, from 2
 `critical` never. So pressure sheds the least that helps, at once, and lets back in slowly.
 
 A part of a class is a part of its tenants, not of its requests: tenant t is shed while
-crc32(t, hour) / 2³² is below the part. All pods agree on whom, so that trying again elsewhere is no use,
+hash(t, hour) / 2³² is below the part. All pods agree on whom, so that trying again elsewhere is no use,
 what one user does succeeds or fails as a whole, and every hour it meets others. (After the user
 cohorts of DAGOR: Zhou et al., Overload Control for Scaling WeChat Microservices, SoCC 2018.)
 
@@ -18,8 +18,8 @@ Places and line need no samples: `slots.py` and `waiting.py` decide by them requ
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -66,7 +66,7 @@ class Pressure:
     ) -> None:
         self._lag_high, self._memory_high = lag_high, memory_high
         self._resident, self._hour, self._telemetry = resident or resident_memory, hour, telemetry
-        self._salt = 0
+        self._salt = b""
         self.level = 0.0
         self.lag, self.memory = 0.0, 0
 
@@ -78,7 +78,7 @@ class Pressure:
     def sheds(self, criticality: Criticality, tenant: str) -> bool:
         """Whether this tenant's requests of this class are shed for now."""
         part = self.level - criticality
-        return part >= 1.0 or (part > 0.0 and zlib.crc32(tenant.encode(), self._salt) < part * 2**32)
+        return part >= 1.0 or (part > 0.0 and self._cohort(tenant) < part * 2**32)
 
     async def watch(self) -> None:
         """Take a sample every quarter of a second, until cancelled."""
@@ -102,8 +102,13 @@ class Pressure:
         elif strain < EASED and self.level > 0.0:
             self._move(max(0.0, self.level - SINK))
 
+    def _cohort(self, tenant: str) -> int:
+        """A tenant's place among all, 0 to 2³² − 1, for this hour."""
+        digest = hashlib.blake2b(tenant.encode(), digest_size=4, salt=self._salt).digest()
+        return int.from_bytes(digest)
+
     def _move(self, level: float) -> None:
-        self._salt = self._hour()
+        self._salt = self._hour().to_bytes(8)
         began, ended = self.level == 0.0 < level, level == 0.0 < self.level
         self.level = level
         if self._telemetry is not None and (began or ended):
