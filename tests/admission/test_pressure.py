@@ -150,7 +150,7 @@ async def test_refused_callers_are_spread_over_the_time_in_which_the_pod_turns_o
 
 
 @pytest.mark.real
-async def test_a_loop_that_is_held_up_is_noticed_and_recovers() -> None:
+async def test_a_loop_that_is_held_up_is_noticed() -> None:
     """A handler that blocks the loop for longer than `lag_high` starts the shedding."""
     pressure = Pressure(lag_high=0.2)
     watch = asyncio.create_task(pressure.watch())
