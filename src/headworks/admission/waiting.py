@@ -2,7 +2,7 @@
 
 A request that finds every place taken is let into the line only if it is likely to be served in time:
 
-    wait = (ahead + 1) · holding / places / (1 − ρ)
+    wait = (ahead + 1) · holding / places / (1 − ρ) · caution
 
 ahead    those who would go before it: everyone of higher classes, and of its own as many rounds as its
          tenant already has requests in line (`limits/line.py`)
@@ -10,6 +10,7 @@ holding  mean seconds for which a place is held; while nobody knows, as many may
          places
 ρ        the part of the places that higher classes, who go on coming and overtake, will take meanwhile:
          their arrivals per second · holding / places
+caution  at least 1, learned from those of its class who waited in vain (`limits/caution.py`)
 
 Whoever is in line ends in exactly one way: its turn comes, its patience is spent, it leaves, or it is
 cancelled. All but the last meet in one future, so the first of them decides and the others find it
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Final
 from headworks.current import Criticality, Current
 from headworks.errors import Refused
 from headworks.limits.arrivals import Arrivals
+from headworks.limits.caution import Caution
 from headworks.limits.line import Line, Waiter
 
 if TYPE_CHECKING:
@@ -45,8 +47,10 @@ class Turn:
     def __init__(
         self, line: Waiting, current: Current, until: float, in_vain: Callable[[], Refused]
     ) -> None:
+        loop = asyncio.get_running_loop()
         self._line, self._until, self._in_vain = line, until, in_vain
-        self._place: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
+        self._place: asyncio.Future[Slot] = loop.create_future()
+        self.joined_at = loop.time()
         self.waiter = Waiter(self, current.tenant, current.criticality, weight=current.weight)
 
     @property
@@ -66,6 +70,7 @@ class Turn:
     def spent(self) -> None:
         """Its patience is spent."""
         if self.open:
+            self._line.in_vain(self)
             self._place.set_exception(self._in_vain())
 
     async def take(self) -> Slot:
@@ -97,6 +102,7 @@ class Waiting:
         self._patience, self._places = patience, places
         self._line: Line[Turn] = Line()
         self._joined = {criticality: Arrivals() for criticality in Criticality}
+        self._caution = {criticality: Caution() for criticality in Criticality}
 
     def __len__(self) -> int:
         return len(self._line)
@@ -110,7 +116,8 @@ class Waiting:
         higher = sum(
             arrivals.now(now) for kind, arrivals in self._joined.items() if kind > current.criticality
         )
-        return (ahead + 1) * interval / (1.0 - min(higher * interval, CROWDED))
+        foreseen = (ahead + 1) * interval / (1.0 - min(higher * interval, CROWDED))
+        return foreseen * self._caution[current.criticality].now(now)
 
     def join(self, current: Current, holding: float, now: float, in_vain: Callable[[], Refused]) -> Turn:
         """A turn in the line; raises what `in_vain` makes when it would not come in time.
@@ -128,6 +135,11 @@ class Waiting:
     def leave(self, turn: Turn) -> None:
         """Step out of the line; after having been served it does nothing."""
         self._line.leave(turn.waiter)
+
+    def in_vain(self, turn: Turn) -> None:
+        """Learn from one whose patience is spent."""
+        now = asyncio.get_running_loop().time()
+        self._caution[turn.waiter.criticality].in_vain(turn.joined_at, now)
 
     def next(self) -> Turn | None:
         """Take the first whose turn is still open out of the line."""
