@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 from tests import scenarios
 
-from headworks.admission import AdmissionGate
+from headworks.admission import AdmissionGate, Pressure
 from headworks.admission.slots import Slot, Slots
+from headworks.admission.waiting import Waiting
 from headworks.current import Criticality
 from headworks.fairness import gate as fairness_gate
 from headworks.fairness.gate import Fairness
@@ -57,6 +58,25 @@ def no_shedding(patch: Patch) -> None:
         "claim",
         lambda self, current, now: claim(self, replace(current, criticality=Criticality.CRITICAL), now),
     )
+
+
+def no_line(patch: Patch) -> None:
+    """Layer 3 has no line: who finds no place is refused."""
+
+    def join(self: Waiting, current: Any, holding: float, now: float, in_vain: Any) -> Any:
+        raise in_vain()
+
+    patch.setattr(Waiting, "join", join)
+
+
+def no_foresight(patch: Patch) -> None:
+    """Layer 3 lets everybody into its line, however long."""
+    patch.setattr(Waiting, "estimate", lambda self, *args: 0.0)
+
+
+def no_pressure(patch: Patch) -> None:
+    """Layer 3 looks at neither lag nor memory."""
+    patch.setattr(Pressure, "sample", lambda self, lag: None)
 
 
 def no_deadline(patch: Patch) -> None:
@@ -175,6 +195,10 @@ ROWS = [
     Row("2 health", no_readiness, scenarios.a_pod_that_is_leaving_says_so_and_still_serves),
     Row("3 admission", no_admission, scenarios.a_burst_never_exceeds_what_the_pod_may_hold),
     Row("3 shedding", no_shedding, scenarios.the_less_critical_are_shed_first),
+    Row("3 line", no_line, scenarios.who_matters_most_gets_the_next_place),
+    Row("3 line, estimate", no_foresight, scenarios.who_matters_most_gets_the_next_place),
+    Row("3 line, classes", first_come_first_served, scenarios.who_matters_most_gets_the_next_place),
+    Row("3 pressure", no_pressure, scenarios.a_pod_short_of_memory_takes_only_the_critical),
     Row("3 deadline", no_deadline, scenarios.a_handler_that_hangs_is_answered_when_the_sla_is_spent),
     Row("4 limits", no_limits, scenarios.the_eleventh_is_refused_and_the_next_user_served),
     Row(
