@@ -246,7 +246,18 @@ def plot(cells: list[Cell]) -> str:
             ("Critical requests served in time", "critical"),
         )
     }
-    return chart("Goodput against load", panels, LOADS, below="demand, in capacities of the pod")
+    last = {cell.defence: cell for cell in cells if cell.load == max(LOADS)}
+    says = "; ".join(
+        f"{defence}: goodput {cell.goodput:.0%}, of the critical {cell.critical:.0%}"
+        for defence, cell in last.items()
+    )
+    return chart(
+        "Goodput against load",
+        f"At {max(LOADS):g} times the capacity: {says}",
+        panels,
+        LOADS,
+        below="demand, in capacities of the pod",
+    )
 
 
 def main() -> int:

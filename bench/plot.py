@@ -13,9 +13,12 @@ FONT = 'font-family="system-ui, sans-serif" font-size="12"'
 Series = Mapping[str, Sequence[float]]
 
 
-def chart(title: str, panels: Mapping[str, Series], at: Sequence[float], *, below: str) -> str:
+def chart(
+    title: str, says: str, panels: Mapping[str, Series], at: Sequence[float], *, below: str
+) -> str:
     """The chart: one panel beside the other, each with the same series over the same places.
 
+    says    what there is to see, for who cannot
     panels  by heading: values from 0 to 1 by name of the series, one for each place of `at`
     at      places on the horizontal axis, > 0, spaced by their logarithms
     below   what the horizontal axis is
@@ -25,6 +28,7 @@ def chart(title: str, panels: Mapping[str, Series], at: Sequence[float], *, belo
     drawn = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {tall}" {FONT} fill="#374151">',
         f"<title>{escape(title)}</title>",
+        f"<desc>{escape(says)}</desc>",
         f'<rect width="{wide}" height="{tall}" fill="#ffffff"/>',
     ]
     for number, (heading, series) in enumerate(panels.items()):
