@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +12,11 @@ import pytest
 from tests.admission.pod import App, Client, Message, Pod, answer
 
 from headworks.admission.early import EACH, KEPT
+from headworks.admission.waiting import CROWDED, Waiting
+from headworks.current import Criticality, Current
+from headworks.errors import PodSaturated
+from headworks.limits.arrivals import HALF_LIFE
+from headworks.limits.caution import CAUTION
 from headworks.telemetry import Decided, Queued, Served
 from headworks.testing.cancel import cancel_at_every_await
 
@@ -279,3 +285,34 @@ async def test_a_place_given_to_one_who_is_cancelled_goes_to_the_next() -> None:
     assert (await following).status == 200
     assert struck.cancelled()
     assert (pod.now().in_flight, pod.now().running, pod.now().waiting) == (0, 0, 0)
+
+
+async def test_a_place_is_not_given_to_one_who_is_gone_already() -> None:
+    """Cancelled in the same step in which the place comes free, before it could leave the line."""
+    pod = await learned(Pod(working(4.0), limit=1, patience=50.0))
+    holder, struck, following = come(pod), come(pod), come(pod)
+    await asyncio.sleep(1)
+    holder.cancel()  # runs first, and finds the other still standing in line
+    struck.cancel()
+    assert (await following).status == 200
+    assert (pod.now().in_flight, pod.now().running, pod.now().waiting) == (0, 0, 0)
+
+
+async def test_the_estimate_is_the_formula_and_learns() -> None:
+    """(ahead + 1) · holding / places, over what higher classes leave, times what was learned."""
+    line = Waiting(patience=100.0, places=10)
+    here = Current(criticality=Criticality.SHEDDABLE)
+    assert line.estimate(here, 5.0, now()) == pytest.approx(0.5)
+    critical = Current(criticality=Criticality.CRITICAL)
+    for _ in range(10):
+        line.join(critical, 5.0, now(), PodSaturated)
+    rate = 10 * math.log(2) / HALF_LIFE  # of the critical, per second
+    assert line.estimate(here, 5.0, now()) == pytest.approx(11 * 0.5 / (1.0 - min(rate * 0.5, CROWDED)))
+    assert line.estimate(critical, 5.0, now()) == pytest.approx(11 * 0.5)
+    await asyncio.sleep(10 * HALF_LIFE)
+    before = line.estimate(here, 5.0, now())
+    turn = line.join(here, 0.1, now(), PodSaturated)
+    turn.spent()
+    with pytest.raises(PodSaturated):
+        await turn.take()
+    assert line.estimate(here, 5.0, now()) == pytest.approx(CAUTION * before)
