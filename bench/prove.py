@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import bad_input, offline, pressure, rolling, service
+from bench import bad_input, offline, overload, pressure, rolling, service
 from bench.claims import Claim, all_hold, table
 from bench.stage import ROOT, Stage
 from headworks.local import parts
@@ -43,6 +43,7 @@ CLAIMS: dict[str, Act] = {
     "foreign-origin": bad_input.foreign_origin,
     "check": offline.checked,
     "fleet": offline.fleet,
+    "overload": overload.overload,
 }
 """Every claim, in the order in which it is acted out. The first raises the shipped stack."""
 PACKAGES = (

@@ -192,6 +192,33 @@ async def the_less_critical_are_shed_first() -> None:
         assert pro.status_code == 200
 
 
+async def who_matters_most_gets_the_next_place() -> None:
+    """A full pod with a line: the critical are served next, a flood of others is told at once."""
+    async with service(admission={"max_in_flight": 20, "queue_timeout": "10s"}) as pod:
+        for key in ("enterprise-1", "pro-1"):
+            await pod.get("/quick", key)
+        await pod.statuses("/slow", "pro-1", 20)  # now it knows for how long a place is held
+        flood = [asyncio.create_task(pod.get("/slow", "pro-1")) for _ in range(200)]
+        await asyncio.sleep(1)
+        refused = sum(task.done() for task in flood)
+        start = asyncio.get_running_loop().time()
+        assert (await pod.get("/slow", "enterprise-1")).status_code == 200
+        assert asyncio.get_running_loop().time() - start <= 10
+        assert refused >= 100
+        served = Counter(answer.status_code for answer in await asyncio.gather(*flood))
+        assert served[200] >= 39
+        assert pod.highest == 20
+
+
+async def a_pod_short_of_memory_takes_only_the_critical() -> None:
+    async with service(admission={"max_in_flight": 20, "memory_high": "1MiB"}) as pod:
+        for key in ("enterprise-1", "pro-1"):
+            await pod.get("/quick", key)
+        await asyncio.sleep(5)
+        assert (await pod.get("/quick", "pro-1")).status_code == 503
+        assert (await pod.get("/quick", "enterprise-1")).status_code == 200
+
+
 async def a_handler_that_hangs_is_answered_when_the_sla_is_spent() -> None:
     async with service() as pod:
         start = asyncio.get_running_loop().time()
@@ -380,6 +407,8 @@ SCENARIOS = [
     a_pod_that_is_leaving_says_so_and_still_serves,
     a_burst_never_exceeds_what_the_pod_may_hold,
     the_less_critical_are_shed_first,
+    who_matters_most_gets_the_next_place,
+    a_pod_short_of_memory_takes_only_the_critical,
     a_handler_that_hangs_is_answered_when_the_sla_is_spent,
     a_stream_that_outlasts_its_deadline_says_so_at_its_end,
     a_caller_who_left_costs_the_vendor_nothing_more,

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from tests import scenarios
 
-from headworks.admission import gate as admission_gate
+from headworks.admission import AdmissionGate, Pressure
 from headworks.admission.answer import Answer
 from headworks.admission.slots import Slot, Slots
+from headworks.admission.waiting import Waiting
 from headworks.caller import Caller
 from headworks.current import Criticality
 from headworks.fairness import gate as fairness_gate
@@ -27,9 +29,9 @@ from headworks.fairness.gate import Fairness
 from headworks.health.readiness import Health
 from headworks.identity import Identifier
 from headworks.limits import breaker
+from headworks.limits.line import Line, Waiter
 from headworks.vendor import slots as vendor_slots
 from headworks.vendor.gate import GateCache
-from headworks.vendor.line import Line, Waiter
 from headworks.vendor.pace import Pace
 from headworks.vendor.quota import Quota
 from headworks.vendor.retry import Retry
@@ -46,20 +48,47 @@ def no_readiness(patch: Patch) -> None:
 
 def no_admission(patch: Patch) -> None:
     """Layer 3 takes everybody."""
-    patch.setattr(Slots, "claim", lambda self, criticality: self._begin(websocket=False))
+    patch.setattr(Slots, "claim", lambda self, current, now: self.claim_anyway(now))
     patch.setattr(Slot, "release", lambda self: None)
 
 
 def no_shedding(patch: Patch) -> None:
     """Layer 3 treats every class alike."""
     claim = Slots.claim
-    patch.setattr(Slots, "claim", lambda self, criticality: claim(self, Criticality.CRITICAL))
+    patch.setattr(
+        Slots,
+        "claim",
+        lambda self, current, now: claim(self, replace(current, criticality=Criticality.CRITICAL), now),
+    )
+
+
+def no_line(patch: Patch) -> None:
+    """Layer 3 has no line: who finds no place is refused."""
+
+    def join(self: Waiting, current: Any, holding: float, now: float, in_vain: Any) -> Any:
+        raise in_vain()
+
+    patch.setattr(Waiting, "join", join)
+
+
+def no_foresight(patch: Patch) -> None:
+    """Layer 3 lets everybody into its line, however long."""
+    patch.setattr(Waiting, "estimate", lambda self, *args: 0.0)
+
+
+def no_pressure(patch: Patch) -> None:
+    """Layer 3 looks at neither lag nor memory."""
+    patch.setattr(Pressure, "sample", lambda self, lag: None)
 
 
 def no_deadline(patch: Patch) -> None:
     """A request has no budget."""
-    standing = admission_gate._standing
-    patch.setattr(admission_gate, "_standing", lambda identity, *_: standing(identity))
+    standing = AdmissionGate._standing
+    patch.setattr(
+        AdmissionGate,
+        "_standing",
+        lambda self, scope, deadline, caller=None: standing(self, scope, math.inf, caller),
+    )
 
     @contextlib.asynccontextmanager
     async def unbounded(deadline: float) -> Any:
@@ -184,6 +213,10 @@ ROWS = [
     Row("2 health", no_readiness, scenarios.a_pod_that_is_leaving_says_so_and_still_serves),
     Row("3 admission", no_admission, scenarios.a_burst_never_exceeds_what_the_pod_may_hold),
     Row("3 shedding", no_shedding, scenarios.the_less_critical_are_shed_first),
+    Row("3 line", no_line, scenarios.who_matters_most_gets_the_next_place),
+    Row("3 line, estimate", no_foresight, scenarios.who_matters_most_gets_the_next_place),
+    Row("3 line, classes", first_come_first_served, scenarios.who_matters_most_gets_the_next_place),
+    Row("3 pressure", no_pressure, scenarios.a_pod_short_of_memory_takes_only_the_critical),
     Row("3 deadline", no_deadline, scenarios.a_handler_that_hangs_is_answered_when_the_sla_is_spent),
     Row("3 last words", no_last_words, scenarios.a_stream_that_outlasts_its_deadline_says_so_at_its_end),
     Row("5 caller", nobody_listens, scenarios.a_caller_who_left_costs_the_vendor_nothing_more),

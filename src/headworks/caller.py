@@ -33,6 +33,8 @@ class Caller:
     told by it.
 
     The one message that a request without a body has is read ahead, and kept for the application.
+
+    source  the server's `receive`, or who stands in for it
     """
 
     # Of most callers nothing of this is ever needed: defaults cost a request nothing.
@@ -46,7 +48,7 @@ class Caller:
     _waits: set[asyncio.Timeout] | None = None
 
     def __init__(self, scope: MutableMapping[str, Any], receive: Receive) -> None:
-        self._scope, self._receive = scope, receive
+        self._scope, self.source = scope, receive
 
     @property
     def left(self) -> bool:
@@ -69,7 +71,7 @@ class Caller:
             return {"type": GONE}
         self._readers += 1
         try:
-            message = await self._receive()
+            message = await self.source()
             self._heard(message)
             return message
         finally:
@@ -123,7 +125,7 @@ class Caller:
             self._listener.add_done_callback(self._listened)
 
     async def _receive_once(self) -> Message:
-        return await self._receive()
+        return await self.source()
 
     def _listened(self, listener: asyncio.Task[Message]) -> None:
         self._listener = None

@@ -37,6 +37,7 @@ class Current:
     tenant       whose fair share its vendor calls come out of
     criticality  its class under pressure
     weight       its tenant's weight in the vendor line, ≥ 1
+    stated       the class that a trusted caller stated for it, None without one
     route        template of the route it matched ("/items/{item_id}"), "" while or where none did
     caller       whoever asked, for who must not outlast it; None outside of HTTP requests
     lasting      seconds from the request's arrival that an answer may last once it has begun, where its
@@ -49,10 +50,21 @@ class Current:
     tenant: str = ""
     criticality: Criticality = Criticality.DEFAULT
     weight: int = 1
+    stated: Criticality | None = None
     route: str = ""
     caller: Caller | None = None
     lasting: float | None = None
     closers: set[Callable[[], Awaitable[None]]] = field(default_factory=set)
+
+    def rank(self, own: Criticality, *, known: bool) -> None:
+        """Stand in the class of the request's identity, or in the stated one.
+
+        The class of a known key is the ceiling of what may be stated; without one the word decides.
+        """
+        if self.stated is None or (known and self.stated > own):
+            self.criticality = own
+        else:
+            self.criticality = self.stated
 
 
 _current: ContextVar[Current | None] = ContextVar("headworks_current", default=None)

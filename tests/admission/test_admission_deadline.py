@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from tests.admission.test_admission_gate import START, Client, Pod, answer
+from tests.admission.pod import START, Client, Pod, answer
 
 from headworks.current import current
 from headworks.telemetry import Decided

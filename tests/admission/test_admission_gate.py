@@ -3,108 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from tests.admission.pod import START, Client, Pod, answer
 
-from headworks.admission import AdmissionGate, AdmissionStatistics, Answers, ClientStalled, Slots
-from headworks.cleanup import Reaper
+from headworks.admission import ClientStalled
 from headworks.current import Criticality, Current, current
-from headworks.identity import Identifier, Rank
-from headworks.telemetry import Decided, Served, Telemetry
+from headworks.telemetry import Decided, Served
 from headworks.testing.cancel import cancel_at_every_await
-from headworks.testing.recording import RecordingSink
-
-Message = dict[str, Any]
-App = Callable[[Any, Any, Any], Awaitable[None]]
-
-TIERS = {name: Rank(Criticality.of(name)) for name in ("background", "sheddable", "default", "critical")}
-START = {"type": "http.response.start", "status": 200, "headers": []}
-
-
-class Client:
-    """A fake server's side of one request: what the application was given and what it sent."""
-
-    def __init__(self, gate: AdmissionGate, tier: str = "default", **scope: Any) -> None:
-        self.sent: list[Message] = []
-        self.received = 0
-        self.reads = asyncio.Event()
-        self.reads.set()
-        headers = [(b"x-key", tier.encode())]
-        self.scope = {"type": "http", "method": "POST", "path": "/", "headers": headers, "client": None}
-        self.scope |= scope
-        self._gate = gate
-
-    async def run(self) -> Client:
-        await self._gate(self.scope, self._receive, self._send)
-        return self
-
-    async def _receive(self) -> Message:
-        self.received += 1
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def _send(self, message: Any) -> None:
-        await self.reads.wait()
-        self.sent.append(message)
-
-    @property
-    def status(self) -> int:
-        return int(self.sent[0]["status"])
-
-    @property
-    def problem(self) -> dict[str, Any]:
-        body: dict[str, Any] = json.loads(b"".join(m.get("body", b"") for m in self.sent))
-        return body
-
-    def header(self, name: bytes) -> str | None:
-        return next((v.decode() for n, v in self.sent[0]["headers"] if n == name), None)
-
-
-class Pod:
-    """A gate around an application that holds its requests until told otherwise."""
-
-    def __init__(self, app: App | None = None, *, limit: int = 10, sla: float = 60.0) -> None:
-        self.sink = RecordingSink()
-        self.slots = Slots(limit, rng=random.Random(1))
-        self.answers = Answers()
-        self.go = asyncio.Event()
-        self.reaper = Reaper()
-        self.gate = AdmissionGate(
-            app or self._hold,
-            slots=self.slots,
-            answers=self.answers,
-            identifier=Identifier(
-                header="x-key", tiers=TIERS, default_tier="default", keys={name: name for name in TIERS}
-            ),
-            sla=sla,
-            deadline_header="X-Request-Timeout",
-            write_stall=15.0,
-            telemetry=Telemetry(self.sink),
-            reaper=self.reaper,
-        )
-
-    async def _hold(self, scope: Any, receive: Any, send: Any) -> None:
-        await self.go.wait()
-        await answer(send)
-
-    async def occupy(self, count: int, tier: str = "default") -> list[asyncio.Task[Client]]:
-        tasks = [asyncio.create_task(Client(self.gate, tier).run()) for _ in range(count)]
-        await asyncio.sleep(0)
-        return tasks
-
-    def now(self) -> AdmissionStatistics:
-        return self.slots.statistics()
-
-
-async def answer(send: Any, *parts: bytes) -> None:
-    await send(dict(START))
-    for part in parts:
-        await send({"type": "http.response.body", "body": part, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
 
 
 async def test_one_more_than_the_limit_is_refused_before_anything_is_received() -> None:
@@ -166,6 +75,22 @@ async def test_the_place_is_held_to_the_last_byte_and_not_by_background_tasks() 
     assert (pod.now().in_flight, pod.now().running) == (0, 1)
     async with asyncio.timeout(20):
         await pod.slots.wait_idle()
+    await task
+    assert (pod.now().in_flight, pod.now().running) == (0, 0)
+
+
+async def test_background_tasks_hold_the_place_where_the_policy_says_so() -> None:
+    """`hold`: a request counts until all that it started has ended."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await answer(send)
+        await asyncio.sleep(10)
+
+    pod = Pod(app, limit=1, hold_background=True)
+    task = asyncio.create_task(Client(pod.gate).run())
+    await asyncio.sleep(5)
+    assert (pod.now().in_flight, pod.now().running) == (1, 1)
+    assert (await Client(pod.gate).run()).status == 503
     await task
     assert (pod.now().in_flight, pod.now().running) == (0, 0)
 
@@ -305,7 +230,7 @@ async def test_lifespan_passes() -> None:
 @pytest.mark.parametrize("extension", [True, False])
 async def test_websockets_have_places_of_their_own(extension: bool) -> None:
     """Full of websockets, requests still pass; one websocket more is refused as the server can."""
-    pod = Pod(limit=2)
+    pod = Pod(limit=5, websockets=2)
     sockets = [asyncio.create_task(Client(pod.gate, type="websocket").run()) for _ in range(2)]
     await asyncio.sleep(0)
     assert (pod.now().websockets, pod.now().in_flight) == (2, 0)

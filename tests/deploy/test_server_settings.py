@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
+
+import pytest
 import uvicorn
 
-from headworks.deploy.server import server_settings
+from headworks.deploy.server import server_settings, within_open_files
 from headworks.policy.load import parse
 from headworks.policy.settings import Policy
 
@@ -19,8 +22,8 @@ def policy(**tables: object) -> Policy:
 
 
 def test_the_backstop_stands_above_admission_so_that_it_never_decides() -> None:
-    settings = server_settings(policy(admission={"max_in_flight": 100}))
-    assert settings.limit_concurrency == 264
+    settings = server_settings(policy(admission={"max_in_flight": 100, "max_websockets": 50}))
+    assert settings.limit_concurrency == 10_150
     assert server_settings(policy(admission={"limit_concurrency": 500})).limit_concurrency == 500
 
 
@@ -47,3 +50,25 @@ def test_uvicorn_takes_every_one_of_them() -> None:
     arguments = server_settings(policy()).arguments()
     config = uvicorn.Config(lambda: None, **arguments)
     assert {name: getattr(config, name) for name in arguments} == arguments
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "then", "backstop"),
+    [
+        (1_024, resource.RLIM_INFINITY, 10_328, 10_200),
+        (1_024, 1_024, 1_024, 896),
+        (1_024, 4_096, 4_096, 3_968),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, resource.RLIM_INFINITY, 10_200),
+        (50_000, 50_000, 50_000, 10_200),
+    ],
+)
+def test_the_backstop_stays_below_the_files_that_the_process_may_open(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, then: int, backstop: int
+) -> None:
+    """Raised as far as need be; where that is not far enough, the server refuses before it chokes."""
+    limits = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, both: limits.append(both))
+    found = policy(admission={"max_in_flight": 100})
+    assert within_open_files(server_settings(found), found).limit_concurrency == backstop
+    assert limits[-1] == (then, hard)

@@ -62,7 +62,9 @@ CASES = [
     (("health.drain_timeout", "39s"), "error", "service.sla = 40s", "40s"),
     (("deploy.grace", "49s"), "error", "5s + 40s + 5s = 50s", "50s"),
     (("gateway.per_ip_rate", "501/s"), "error", "501/s, all together 500/s", "25/s"),
-    (("admission.limit_concurrency", 111), "error", "refuses at 111 connections", 112),
+    (("admission.limit_concurrency", 191), "error", "refuses at 191 connections", 192),
+    (("admission.queue_timeout", "21s"), "warning", "of its 40s a request may spend 21s", "6.667s"),
+    (("admission.shadow", True), "warning", "refuses nobody", False),
     (("store", None), "error", "deploy.replicas = 4", {"url": "valkey://valkey:6379"}),
     ((f"{LLM}.slots", 21), "error", "connections.max = 20", 20),
     (
@@ -115,6 +117,7 @@ def test_every_law_has_a_case_that_breaks_it() -> None:
 
     others: list[list[tuple[str, object]]] = [
         [(f"{LLM}.attempts", 3)],
+        [("admission.criticality_header", "X-Class")],
         [(f"{LLM}.quota", "600/min burst 5")],
         [(f"{LLM}.quota", ["5/min"]), (f"{LLM}.share", 0.1)],
     ]
@@ -141,6 +144,12 @@ def test_many_more_slots_than_the_quota_fills_and_many_attempts_are_only_noted()
         (f"{LLM}.attempts", "note"),
         (f"{LLM}.slots", "note"),
     ]
+
+
+def test_a_header_that_nobody_may_send_is_pointed_out() -> None:
+    change = ("admission.criticality_header", "X-Class")
+    assert [f.path for f in found(change)] == ["admission.criticality_header"]
+    assert found(change, ("service.trust", ["10.0.0.0/8"])) == []
 
 
 def test_the_account_share_counts_as_the_quota() -> None:

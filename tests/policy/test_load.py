@@ -187,7 +187,7 @@ def test_one_rate_may_stand_alone_where_a_list_is_allowed() -> None:
 def test_what_is_absent_follows_from_what_is_there() -> None:
     policy = load(SHIPPED, {})
     assert (policy.request_timeout, policy.drain_timeout, policy.grace) == (65.0, 60.0, 70.0)
-    assert policy.admission.server_backstop == 264
+    assert policy.admission.server_backstop == 10_200
     assert policy.fairness.identity_header == "x-api-key"
 
 

@@ -14,10 +14,10 @@ from tests.vendor.test_sdks import Events, streaming
 from headworks.current import Criticality, Current, enter
 from headworks.errors import DeadlineExceeded
 from headworks.limits.breaker import Ending
+from headworks.limits.line import Line, Waiter
 from headworks.telemetry import Called
 from headworks.vendor import REFUSED
 from headworks.vendor.estimate import UsageReader, estimate
-from headworks.vendor.line import Line, Waiter
 
 PATH = "/chat/completions"
 

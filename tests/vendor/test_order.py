@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx2
 
+from headworks.limits.line import Line
 from headworks.store.protocol import Question, Report, Standing
 from headworks.testing.recording import RecordingSink
 from headworks.vendor import Vendor
 from headworks.vendor.gate import GateCache
-from headworks.vendor.line import Line
 from headworks.vendor.retry import Retry
 from headworks.vendor.slots import Slots
 from headworks.vendor.smoother import Smoother

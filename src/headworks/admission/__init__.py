@@ -2,6 +2,17 @@
 
 from headworks.admission.answer import Answers, ClientStalled
 from headworks.admission.gate import AdmissionGate
+from headworks.admission.pressure import Pressure
 from headworks.admission.slots import AdmissionStatistics, Slot, Slots
+from headworks.admission.stated import StatedClass
 
-__all__ = ["AdmissionGate", "AdmissionStatistics", "Answers", "ClientStalled", "Slot", "Slots"]
+__all__ = [
+    "AdmissionGate",
+    "AdmissionStatistics",
+    "Answers",
+    "ClientStalled",
+    "Pressure",
+    "Slot",
+    "Slots",
+    "StatedClass",
+]

@@ -89,7 +89,7 @@ class Answer:
         write_stall: float,
         arrived: float,
     ) -> None:
-        self._send, self._scope, self._caller, self._current = send, scope, caller, current
+        self._send, self._scope, self.caller, self._current = send, scope, caller, current
         self._answers, self._write_stall, self.arrived = answers, write_stall, arrived
 
     async def send(self, message: Message) -> None:
@@ -123,7 +123,7 @@ class Answer:
         """Why it was ended before its end."""
         if self._because is not None:
             return self._because
-        if self._caller.left:
+        if self.caller.left:
             return CallerLeft()
         what = "the answer was not complete" if self.begun else "no answer had begun"
         seconds = asyncio.get_running_loop().time() - self.arrived
@@ -159,7 +159,7 @@ class Answer:
     def _begin(self, message: Message) -> Message:
         self.begun, self.status = True, message["status"]
         current, budget = self._current, self.budget
-        if current.lasting is not None and not (self._because or self._caller.left):
+        if current.lasting is not None and not (self._because or self.caller.left):
             current.deadline = min(self.arrived + current.lasting, self.latest)
             if budget is not None and not budget.expired():
                 budget.reschedule(current.deadline if current.deadline < math.inf else None)
@@ -171,14 +171,14 @@ class Answer:
     def _complete(self) -> None:
         """The last byte goes out: no deadline is left to keep, and nobody to be left by."""
         self.complete = True
-        self._caller.answered()
+        self.caller.answered()
         self._current.deadline = math.inf
         if self.budget is not None and not self.budget.expired():
             self.budget.reschedule(None)
 
     def _may_close(self) -> bool:
         """A server that is told to close while it still receives a body loses the answer with it."""
-        return bool(self._scope.get("http_version", "1.1") < "2") and self._caller.body_read
+        return bool(self._scope.get("http_version", "1.1") < "2") and self.caller.body_read
 
     def _in_events(self) -> bool:
         """Whether this is an event stream of plain, unmeasured text: one that can take another event."""

@@ -1,8 +1,9 @@
 """The pod's gate: plain ASGI around the whole application.
 
-It decides before anything is received, so a refusal costs neither a body nor the application. A
-place is held until the last byte of the answer is sent or the application returns, whichever comes
-first: background tasks hold none. A request's time runs from here: `sla`, or less where its caller
+It decides before anything is received, so a refusal costs neither a body nor the application. Only a
+request that waits in line is read ahead, to hear whether its client leaves. A place is held until the
+last byte of the answer is sent or the application returns, whichever comes first: background tasks
+hold one only where the policy says so. A request's time runs from here: `sla`, or less where its caller
 says so. When it is spent and the answer not complete, the application is cancelled and the client
 told: 504 where nothing had begun, else as `Answer.conclude` can. A client that stops reading is cut
 off.
@@ -16,24 +17,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headworks.admission.answer import Answer, Answers, ClientStalled
 from headworks.admission.deadline import asked_for
+from headworks.admission.early import EarlyMessages
 from headworks.admission.slots import Slot, Slots
+from headworks.admission.stated import StatedClass
+from headworks.admission.waiting import Turn
 from headworks.caller import Caller
 from headworks.cleanup import Reaper
-from headworks.current import Current, enter, leave
-from headworks.errors import DeadlineExceeded, Refused
-from headworks.identity import Identifier, Identity
+from headworks.current import Criticality, Current, enter, leave
+from headworks.errors import CallerLeft, DeadlineExceeded, Refused
+from headworks.identity import Identifier
 from headworks.problem import render
-from headworks.telemetry import Decided, Served, Telemetry
+from headworks.telemetry import Decided, Queued, Served, Telemetry
 
 log = logging.getLogger("headworks")
 
 TRY_AGAIN_LATER = 1013
 """Close code of a refused websocket where the server cannot answer it in HTTP (IANA registry)."""
+
+
+_CLASS: Final = {kind: kind.name.lower() for kind in Criticality}
+_ADMITTED: Final = {kind: Decided("admission", True, criticality=_CLASS[kind]) for kind in Criticality}
 
 
 class AdmissionGate:
@@ -48,6 +57,9 @@ class AdmissionGate:
     write_stall      seconds one part of an answer may take to be accepted by the client, > 0
     telemetry        hears every decision and every answer
     reaper           closes what requests left open
+    stated           reads the class that trusted callers state; None: nobody may
+    hold_background  hold a place until background tasks have ended, too
+    shadow           let in whoever would be refused, and only tell; needs places without a line
     """
 
     def __init__(
@@ -62,12 +74,16 @@ class AdmissionGate:
         write_stall: float,
         telemetry: Telemetry,
         reaper: Reaper,
+        stated: StatedClass | None = None,
+        hold_background: bool = False,
+        shadow: bool = False,
     ) -> None:
         self.app = app
         self._slots, self._answers, self._identifier = slots, answers, identifier
         self._sla, self._write_stall = sla, write_stall
         self._deadline_header = deadline_header.lower().encode()
         self._telemetry, self._reaper = telemetry, reaper
+        self._stated, self._hold_background, self._shadow = stated, hold_background, shadow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -79,12 +95,11 @@ class AdmissionGate:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = asyncio.get_running_loop().time()
-        identity = self._identifier.identify(scope)
         caller = Caller(scope, receive)
-        current = _standing(identity, began + self._sla, caller)
+        current = self._standing(scope, began + self._sla, caller)
         answer = Answer(send, scope, caller, current, self._answers, self._write_stall, began)
         try:
-            await self._admit(scope, caller, answer, current)
+            await self._admit(scope, receive, answer, current)
         except ClientStalled:
             self._slots.stalled += 1
             log.info("a client was cut off: it read nothing for %g s", self._write_stall)
@@ -93,23 +108,29 @@ class AdmissionGate:
             seconds = asyncio.get_running_loop().time() - began
             self._telemetry.emit(Served(current.route, scope["method"], answer.status, seconds))
 
-    async def _admit(self, scope: Scope, caller: Caller, answer: Answer, current: Current) -> None:
+    async def _admit(self, scope: Scope, receive: Receive, answer: Answer, current: Current) -> None:
         try:
             if self._deadline_header:
                 self._shorten(scope, answer, current)
-            slot = answer.slot = self._slots.claim(current.criticality)
         except Refused as refused:
-            self._decided(current, refused)
+            self._refused(current, refused)
             await answer.refuse(refused)
             return
         try:
-            self._decided(current)
-            await self._serve(scope, caller, answer, current)
-        finally:
-            self._answers.discard(answer)
-            if not answer.complete:
-                caller.answered()
-            self._end(slot, current)
+            place = self._slots.claim(current, answer.arrived)
+        except Refused as refused:
+            if not self._shadow:
+                self._refused(current, refused)
+                await answer.refuse(refused)
+                return
+            self._refused(current, refused, shadow=True)
+            place = self._slots.claim_anyway(answer.arrived)
+        else:
+            if isinstance(place, Turn):
+                await self._wait(place, scope, receive, answer, current)
+                return
+            self._telemetry.emit(_ADMITTED[current.criticality])
+        await self._serve(place, scope, answer, current)
 
     def _shorten(self, scope: Scope, answer: Answer, current: Current) -> None:
         """The caller's own deadline, where it is the stricter one; `DeadlineExceeded` if it is over."""
@@ -120,8 +141,46 @@ class AdmissionGate:
             answer.latest = answer.arrived + asked
             current.deadline = min(current.deadline, answer.latest)
 
-    async def _serve(self, scope: Scope, caller: Caller, answer: Answer, current: Current) -> None:
+    async def _wait(
+        self, turn: Turn, scope: Scope, receive: Receive, answer: Answer, current: Current
+    ) -> None:
+        """Stand in line, and go on with what comes of it."""
+        early = EarlyMessages(receive, turn.left)
+        try:
+            try:
+                slot = await turn.take()
+            except CallerLeft:
+                self._queued(answer, "left")
+                self._slots.left += 1
+            except Refused as refused:
+                self._queued(answer, "refused")
+                self._refused(current, refused)
+                await answer.refuse(refused)
+            else:
+                early.hand_on()
+                answer.caller.source = early.receive
+                self._queued(answer, "admitted")
+                self._telemetry.emit(_ADMITTED[current.criticality])
+                await self._serve(slot, scope, answer, current)
+        finally:
+            early.close()
+
+    async def _serve(self, slot: Slot, scope: Scope, answer: Answer, current: Current) -> None:
+        """Run the application. The place is returned whatever happens, at the last byte of the answer
+        at the latest unless background tasks hold it."""
+        if not self._hold_background:
+            answer.slot = slot
+        try:
+            await self._run(scope, answer, current)
+        finally:
+            self._answers.discard(answer)
+            if not answer.complete:
+                answer.caller.answered()
+            self._end(slot, current)
+
+    async def _run(self, scope: Scope, answer: Answer, current: Current) -> None:
         """Run the application until it returns, or is cancelled because its answer has to end."""
+        caller = answer.caller
         token = enter(current)
         try:
             async with asyncio.timeout_at(current.deadline) as budget:
@@ -149,25 +208,44 @@ class AdmissionGate:
         await (answer.conclude(refused) if answer.begun else answer.refuse(refused))
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        current = _standing(self._identifier.identify(scope))
+        current = self._standing(scope, math.inf)
         try:
-            slot = self._slots.claim_websocket()
+            slot = self._slots.claim_websocket(current)
         except Refused as refused:
-            self._decided(current, refused)
-            await _refuse_websocket(scope, send, refused)
-            return
+            self._refused(current, refused, shadow=self._shadow)
+            if not self._shadow:
+                await _refuse_websocket(scope, send, refused)
+                return
+            slot = self._slots.claim_websocket_anyway()
+        else:
+            self._telemetry.emit(_ADMITTED[current.criticality])
         token = enter(current)
         try:
-            self._decided(current)
             await self.app(scope, receive, send)
         finally:
             leave(token)
             self._end(slot, current)
 
-    def _decided(self, current: Current, refused: Refused | None = None) -> None:
-        reason, name = refused.reason if refused else "", current.criticality.name.lower()
-        layer = refused.layer if refused else "admission"
-        self._telemetry.emit(Decided(layer, refused is None, reason, criticality=name))
+    def _standing(self, scope: Scope, deadline: float, caller: Caller | None = None) -> Current:
+        """What is known of a request without waiting."""
+        identity = self._identifier.identify(scope)
+        current = Current(
+            deadline, identity.tenant, identity.criticality, identity.weight, caller=caller
+        )
+        if self._stated is not None:
+            current.stated = self._stated.of(scope, identity)
+            current.rank(identity.criticality, known=identity.known)
+        return current
+
+    def _refused(self, current: Current, refused: Refused, *, shadow: bool = False) -> None:
+        name = _CLASS[current.criticality]
+        self._telemetry.emit(
+            Decided(refused.layer, shadow, refused.reason, criticality=name, shadow=shadow)
+        )
+
+    def _queued(self, answer: Answer, ending: str) -> None:
+        seconds = asyncio.get_running_loop().time() - answer.arrived
+        self._telemetry.emit(Queued(seconds, ending))
 
     def _end(self, slot: Slot, current: Current) -> None:
         """Synchronous, so that nothing can come between: the place returns, the rest is handed over."""
@@ -175,10 +253,6 @@ class AdmissionGate:
         for closer in current.closers:
             self._reaper.hand_over("closing what a request left open", closer)
         current.closers.clear()
-
-
-def _standing(identity: Identity, deadline: float = math.inf, caller: Caller | None = None) -> Current:
-    return Current(deadline, identity.tenant, identity.criticality, identity.weight, caller=caller)
 
 
 async def _refuse_websocket(scope: Scope, send: Send, refused: Refused) -> None:

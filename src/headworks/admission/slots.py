@@ -1,4 +1,4 @@
-"""The pod's places for requests: counted, never waited for."""
+"""The pod's places for requests: who takes one, who waits for one, who is refused."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
-from headworks.current import Criticality
+from headworks.admission.pressure import Pressure
+from headworks.admission.waiting import Turn, Waiting
+from headworks.current import Criticality, Current
 from headworks.errors import LoadShed, PodSaturated
 
 FILL: Final = {Criticality.BACKGROUND: 0.8, Criticality.SHEDDABLE: 0.9}
-"""Up to which part of the limit a class is let in; classes not named here use all of it."""
+"""Without a line: up to which part of the limit a class is let in; classes not named use all of it."""
 EASED: Final = 0.8
 """A pod that was full counts as full until fewer than this part of its places is taken."""
-RETRY_AFTER: Final = (1.0, 5.0)
-"""Seconds a refused caller is asked to wait, drawn evenly so that they do not return in step."""
+REMEMBER: Final = 64
+"""Requests over which the time that a place is held is averaged, the latest counting most."""
+LEAST_WAIT: Final = 1.0
+"""Seconds a refused caller is asked to wait at least."""
+SPREAD: Final = (4.0, 60.0)
+"""Seconds, at least and at most, over which refused callers are spread so that they do not return in
+step: twice the time in which all who are in or in line will have gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +32,15 @@ class AdmissionStatistics:
     in_flight   requests whose answer is not complete
     running     requests and websockets the application has not returned from (background tasks too)
     websockets  websockets open
-    limit       places for requests, and as many again for websockets
+    waiting     requests in line for a place
+    limit       places for requests
     full_for    seconds for which the pod has been full, 0 when it is not
+    holding     mean seconds for which a place has lately been held, 0 before the first
+    pressure    how much is being shed: 0 nobody, 1 background, 2 sheddable too, 3 default too
     admitted    requests and websockets let in
     saturated   refused because the pod was full
-    shed        refused because more critical requests may need the place
+    shed        refused because more critical requests may need the place, or the pod is under pressure
+    left        gone while they waited in line
     expired     answered 504 because their time was spent before an answer began
     stalled     cut off because the client did not read
     """
@@ -37,11 +48,15 @@ class AdmissionStatistics:
     in_flight: int
     running: int
     websockets: int
+    waiting: int
     limit: int
     full_for: float
+    holding: float
+    pressure: float
     admitted: int
     saturated: int
     shed: int
+    left: int
     expired: int
     stalled: int
 
@@ -49,17 +64,20 @@ class AdmissionStatistics:
 class Slot:
     """One place. `release` returns it; `end` says that the application has returned, too."""
 
-    __slots__ = ("_ended", "_released", "_slots", "_websocket")
+    __slots__ = ("_began", "_ended", "_released", "_slots", "_websocket")
 
-    def __init__(self, slots: Slots, websocket: bool) -> None:
-        self._slots, self._websocket = slots, websocket
+    def __init__(self, slots: Slots, websocket: bool, began: float = 0.0) -> None:
+        self._slots, self._websocket, self._began = slots, websocket, began
         self._released = self._ended = False
 
     def release(self) -> None:
         """Give the place back; every call but the first does nothing."""
         if not self._released:
             self._released = True
-            self._slots._give_back(self._websocket)
+            if self._websocket:
+                self._slots._websockets -= 1
+            else:
+                self._slots._give_back(self._began)
 
     def end(self) -> None:
         """Give the place back, and stop counting as running."""
@@ -70,42 +88,79 @@ class Slot:
 
 
 class Slots:
-    """At most `limit` requests in flight; less critical ones are refused before the pod is full.
+    """At most `limit` requests in flight.
 
-    limit  requests in flight at once, ≥ 1; websockets have as many places of their own
-    rng    draws the waits of refused callers
+    Without a line, less critical requests are refused before the pod is full, so that the rest of the
+    places is there for the others. With one, anybody may take any place: who matters more goes first
+    whenever one is free, and no place stands empty for it.
+
+    limit       requests in flight at once, ≥ 1
+    websockets  websockets open at once, ≥ 1; default `limit`
+    patience    seconds a request may wait in line for a place; 0: there is no line
+    pressure    which classes the pod sheds before it is full
+    rng         draws the waits of refused callers
     """
 
-    def __init__(self, limit: int, *, rng: random.Random) -> None:
+    def __init__(
+        self,
+        limit: int,
+        *,
+        rng: random.Random,
+        websockets: int | None = None,
+        patience: float = 0.0,
+        pressure: Pressure | None = None,
+    ) -> None:
         self._limit, self._rng = limit, rng
-        self._fill = {kind: max(1, int(limit * FILL.get(kind, 1.0))) for kind in Criticality}
+        self._websocket_limit = websockets or limit
+        self._line = Waiting(patience, limit) if patience > 0 else None
+        fill = FILL if self._line is None else {}
+        self._fill = {kind: max(1, int(limit * fill.get(kind, 1.0))) for kind in Criticality}
+        self._pressure = pressure or Pressure()
         self._in_flight = self._running = self._websockets = 0
         self._admitted = self._saturated = self._shed = 0
+        self._held, self._holding = 0, 0.0
         self._full_since: float | None = None
         self._idle = asyncio.Event()
         self._idle.set()
-        self.expired = self.stalled = 0
+        self.left = self.expired = self.stalled = 0
 
-    def claim(self, criticality: Criticality) -> Slot:
-        """A place for a request, or `PodSaturated` or `LoadShed` at once."""
-        if self._in_flight >= self._limit:
-            self._saturated += 1
-            raise PodSaturated(retry_after=self._wait())
-        if self._in_flight >= self._fill[criticality]:
+    def claim(self, current: Current, now: float) -> Slot | Turn:
+        """A place for a request, a turn in the line, or `PodSaturated` or `LoadShed` at once.
+
+        now  the loop's time
+        """
+        in_flight, pressure = self._in_flight, self._pressure
+        if pressure.level and pressure.sheds(current.criticality, current.tenant):
             self._shed += 1
             raise LoadShed(retry_after=self._wait())
+        if in_flight >= self._limit:
+            return self._queue(current, now)
+        if in_flight >= self._fill[current.criticality]:
+            self._shed += 1
+            raise LoadShed(retry_after=self._wait())
+        return self.claim_anyway(now)
+
+    def claim_anyway(self, now: float) -> Slot:
+        """A place for a request, full or not."""
         self._in_flight += 1
         if self._in_flight >= self._limit and self._full_since is None:
-            self._full_since = asyncio.get_running_loop().time()
-        return self._begin(websocket=False)
+            self._full_since = now
+        return self._begin(Slot(self, False, now))
 
-    def claim_websocket(self) -> Slot:
-        """A place for a websocket, or `PodSaturated` at once."""
-        if self._websockets >= self._limit:
+    def claim_websocket(self, current: Current) -> Slot:
+        """A place for a websocket, or `PodSaturated` or `LoadShed` at once."""
+        if self._pressure.sheds(current.criticality, current.tenant):
+            self._shed += 1
+            raise LoadShed(retry_after=self._wait())
+        if self._websockets >= self._websocket_limit:
             self._saturated += 1
-            raise PodSaturated(retry_after=self._wait())
+            raise PodSaturated("this pod has as many websockets as it may", retry_after=self._wait())
+        return self.claim_websocket_anyway()
+
+    def claim_websocket_anyway(self) -> Slot:
+        """A place for a websocket, full or not."""
         self._websockets += 1
-        return self._begin(websocket=True)
+        return self._begin(Slot(self, websocket=True))
 
     async def wait_idle(self) -> None:
         """Wait until the application has returned from everything; bound it from outside."""
@@ -117,25 +172,47 @@ class Slots:
             in_flight=self._in_flight,
             running=self._running,
             websockets=self._websockets,
+            waiting=len(self._line) if self._line is not None else 0,
             limit=self._limit,
             full_for=0.0 if full is None else asyncio.get_running_loop().time() - full,
+            holding=self._holding,
+            pressure=self._pressure.level,
             admitted=self._admitted,
             saturated=self._saturated,
             shed=self._shed,
+            left=self.left,
             expired=self.expired,
             stalled=self.stalled,
         )
 
-    def _begin(self, *, websocket: bool) -> Slot:
+    def _queue(self, current: Current, now: float) -> Turn:
+        """A turn in the line; `PodSaturated` where there is none, or where it would take too long."""
+        if self._line is None:
+            self._saturated += 1
+            raise PodSaturated(retry_after=self._wait())
+        return self._line.join(current, self._holding, now, self._in_vain)
+
+    def _in_vain(self) -> PodSaturated:
+        """The refusal of one who cannot be, or was not, served in time."""
+        self._saturated += 1
+        return PodSaturated("the wait for a place would be too long", retry_after=self._wait())
+
+    def _begin(self, slot: Slot) -> Slot:
         self._admitted += 1
         self._running += 1
         self._idle.clear()
-        return Slot(self, websocket)
+        return slot
 
-    def _give_back(self, websocket: bool) -> None:
-        if websocket:
-            self._websockets -= 1
-            return
+    def _give_back(self, began: float) -> None:
+        """A place is free: whoever is at the head of the line takes it, in the same step."""
+        now = asyncio.get_running_loop().time()
+        self._held += 1
+        self._holding += (now - began - self._holding) / min(self._held, REMEMBER)
+        if self._line is not None and self._in_flight <= self._limit:
+            turn = self._line.next()
+            if turn is not None:
+                turn.give(self._begin(Slot(self, False, now)))
+                return
         self._in_flight -= 1
         if self._in_flight < EASED * self._limit:
             self._full_since = None
@@ -146,4 +223,8 @@ class Slots:
             self._idle.set()
 
     def _wait(self) -> float:
-        return self._rng.uniform(*RETRY_AFTER)
+        """Seconds after which a refused caller may come again."""
+        waiting = len(self._line) if self._line is not None else 0
+        drained = self._holding * (1 + waiting / self._limit)
+        least, most = SPREAD
+        return LEAST_WAIT + self._rng.uniform(0.0, min(max(least, 2.0 * drained), most))

@@ -19,7 +19,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from headworks.cli.fail import fail, policy_or_fail
-from headworks.deploy.server import ServerSettings, server_settings
+from headworks.deploy.server import ServerSettings, server_settings, within_open_files
 from headworks.fairness import FairnessGate
 
 log = logging.getLogger("headworks")
@@ -52,9 +52,9 @@ def serve(
         )
     path = policy.absolute()
     loaded = policy_or_fail(path)
-    settings = server_settings(loaded, host=host, port=port)
     logging.basicConfig(format="%(levelname)s:     %(message)s")
     log.setLevel(logging.INFO)  # ours and the server's; not every call of every library
+    settings = within_open_files(server_settings(loaded, host=host, port=port), loaded)
     os.environ["HEADWORKS_POLICY"] = str(path)
     _leave_quietly()
     listener = _listener(settings)

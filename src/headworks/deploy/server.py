@@ -1,17 +1,25 @@
 """The server's flags, from the policy: how uvicorn runs one pod.
 
 The server decides nothing that a layer decides. Its `limit_concurrency` counts sockets and answers
-probes too, so it stands above admission as a backstop; forwarding headers are read in one place only,
+probes too, so it stands far above admission as a backstop, short only of the files that the process may
+open; forwarding headers are read in one place only,
 `headworks.identity`, so the server's own reading of them is off.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import dataclass
+import resource
+from dataclasses import dataclass, replace
 from typing import Any
 
 from headworks.policy.settings import LAST_WORDS, Policy
+
+log = logging.getLogger("headworks")
+
+OTHER_FILES = 128
+"""Files a pod needs beside clients' sockets and connections to vendors: store, logs, modules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +61,27 @@ def server_settings(policy: Policy, *, host: str = "0.0.0.0", port: int | None =
         timeout_keep_alive=math.ceil(policy.admission.keep_alive),
         timeout_graceful_shutdown=math.ceil(policy.drain_timeout + LAST_WORDS),
     )
+
+
+def within_open_files(settings: ServerSettings, policy: Policy) -> ServerSettings:
+    """The settings with a backstop that the system lets the process reach.
+
+    A server out of files cannot even refuse, so where the limit of open files (`ulimit -n`) cannot be
+    raised far enough, the backstop is lowered to what is left of it.
+    """
+    others = OTHER_FILES + sum(vendor.connections.max for vendor in policy.vendors.values())
+    need = settings.limit_concurrency + others
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < need:
+        soft = need if hard == resource.RLIM_INFINITY else min(need, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= need:
+        return settings
+    left = max(1, soft - others)
+    log.warning(
+        "the process may open %d files, so the server refuses at %d connections instead of %d",
+        soft,
+        left,
+        settings.limit_concurrency,
+    )
+    return replace(settings, limit_concurrency=left)

@@ -174,5 +174,5 @@ def _take_up(matched: Matched) -> None:
 def _tell(identity: Identity) -> None:
     """What the resolver found out is what everyone downstream shall know."""
     standing = current()
-    standing.tenant, standing.criticality = identity.tenant, identity.criticality
-    standing.weight = identity.weight
+    standing.tenant, standing.weight = identity.tenant, identity.weight
+    standing.rank(identity.criticality, known=identity.known)

@@ -122,6 +122,26 @@ class Ratio(Kind):
 
 
 @dataclass(frozen=True)
+class YesNo(Kind):
+    """Yes or no."""
+
+    unit = "yes or no"
+
+    def allowed(self) -> str:
+        return "true, false"
+
+    def parse(self, value: object, info: ValidationInfo) -> bool:
+        # A variable of the environment comes as text.
+        found = {"true": True, "false": False}.get(value) if isinstance(value, str) else value
+        if not isinstance(found, bool):
+            raise ValueError(f"{shown(value)} is neither true nor false")
+        return found
+
+    def write(self, value: bool) -> str:
+        return "true" if value else "false"
+
+
+@dataclass(frozen=True)
 class Bytes(Kind):
     """A size between `low` and `high` bytes."""
 

@@ -7,6 +7,7 @@ import math
 from headworks.policy.findings import Finding, Findings, implies, paced, per_minute, tightest
 from headworks.policy.mistakes import dotted
 from headworks.policy.settings import Policy
+from headworks.policy.units import duration_text as text
 
 HEADROOM = 32
 """Connections above admission that probes, metrics and idle keep-alive need at the server."""
@@ -44,16 +45,52 @@ def edge_lets_tiers_through(policy: Policy) -> Findings:
 def server_stays_behind_admission(policy: Policy) -> Findings:
     """The server's blunt limit, which answers probes with 503 too, is never the one to decide."""
     admission = policy.admission
-    need = admission.max_in_flight + HEADROOM
+    need = admission.max_in_flight + admission.websockets + HEADROOM
     if admission.server_backstop < need:
         yield Finding(
             "admission.limit_concurrency",
             f"the server refuses at {admission.server_backstop} connections, admission only at "
-            f"{admission.max_in_flight} requests, and {HEADROOM} more are needed for probes and idle "
-            "connections: the server would refuse probes under load, and the pod be killed for it",
-            f"admission.limit_concurrency = {need} or more, or leave it out "
-            f"({2 * admission.max_in_flight + 64})",
+            f"{admission.max_in_flight} requests and {admission.websockets} websockets, and {HEADROOM} "
+            "more are needed for probes and idle connections: the server would refuse probes under "
+            "load, and the pod be killed for it",
+            f"admission.limit_concurrency = {need} or more, or leave it out",
             "error",
+        )
+
+
+def the_line_leaves_time_to_be_served(policy: Policy) -> Findings:
+    """Who has waited in the pod's line still has most of its time to be served in."""
+    queue, sla = policy.admission.queue_timeout, policy.service.sla
+    if queue > sla / 2:
+        yield Finding(
+            "admission.queue_timeout",
+            f"of its {text(sla)} a request may spend {text(queue)} in line for a place: it is let in "
+            "when its time is nearly over, and its place is spent on an answer that comes too late",
+            f'admission.queue_timeout = "{text(round(sla / 6, 3))}", a sixth of service.sla',
+            "warning",
+        )
+
+
+def somebody_may_state_a_class(policy: Policy) -> Findings:
+    """Where a header may state a request's class, there is somebody whose word counts."""
+    header = policy.admission.criticality_header
+    if header is not None and not policy.service.trust:
+        yield Finding(
+            "admission.criticality_header",
+            f"{header} is believed from service.trust only, which is empty: it never decides",
+            "service.trust with the networks of those callers, or leave it out",
+            "warning",
+        )
+
+
+def a_shadow_protects_nobody(policy: Policy) -> Findings:
+    """Admission that only watches is meant to be for a while."""
+    if policy.admission.shadow:
+        yield Finding(
+            "admission.shadow",
+            "admission refuses nobody and has no line: this pod is not protected from load",
+            "admission.shadow = false, once the numbers have been seen to fit",
+            "warning",
         )
 
 
@@ -122,6 +159,9 @@ LAWS = (
     one_address_is_not_everyone,
     edge_lets_tiers_through,
     server_stays_behind_admission,
+    the_line_leaves_time_to_be_served,
+    somebody_may_state_a_class,
+    a_shadow_protects_nobody,
     pods_share_a_store,
     tiers_fit_the_contracts,
     endpoints_are_narrower_than_tiers,

@@ -23,6 +23,7 @@ from headworks.policy.fields import (
     StoreUrl,
     Text,
     Whole,
+    YesNo,
 )
 from headworks.policy.units import Rate, Secret
 from headworks.policy.vendor_settings import BreakerSettings as BreakerSettings
@@ -39,14 +40,18 @@ to say so."""
 EDGE_MARGIN = 5.0
 """Seconds the gateway waits longer than a request may take, so that the pod answers first."""
 
+SPARE_CONNECTIONS = 10_000
+"""Connections that a server holds beside those with a place: who waits, is refused, idles or floods."""
+
 Criticality = Literal["background", "sheddable", "default", "critical"]
 HeaderDialect = Literal["draft-11", "x-ratelimit", "off"]
+Background = Literal["free", "hold"]
 WhenDown = Literal["share", "open", "closed"]
 Scope = Literal["user", "all"]
 
 _HEADER = "[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
 
-HeaderName = Annotated[str, Text(_HEADER, 'a header, such as "X-Request-Timeout"')]
+HeaderName = Annotated[str, Text(_HEADER, 'a header name, such as "X-Request-Timeout"')]
 AppName = Annotated[str, Text(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", 'module:attribute, as in "main:app"')]
 Image = Annotated[str, Text(r"[a-z0-9][\w./:@-]{0,254}", 'an image, such as "registry.example/app:1"')]
 Path = Annotated[str, Text(r"/[\x21-\x7e]{0,255}", 'a path, such as "/chat"')]
@@ -114,7 +119,21 @@ class AdmissionSettings(Section):
     """Layer 3: may this pod take one more."""
 
     max_in_flight: Annotated[int, Whole(1, 100_000)] = 100
-    """Requests in one pod at once; one more is a 503."""
+    """Requests in one pod at once; one more is a 503, or waits in line."""
+    max_websockets: Annotated[int, Whole(1, 100_000)] | None = None
+    """Websockets in one pod at once, apart from requests; absent: `max_in_flight`."""
+    queue_timeout: Annotated[float, Seconds(0, 600)] = 0.0
+    """How long a request may wait in line for a place; 0: there is no line."""
+    background_tasks: Annotated[Background, Choice(("free", "hold"))] = "free"
+    """Whether a request's background tasks hold its place, or leave it free after the last byte."""
+    lag_high: Annotated[float, Seconds(0.001, 60)] | None = None
+    """How late the event loop may wake before the pod sheds load; absent: it does not matter."""
+    memory_high: Annotated[int, Bytes(1024**2, 1024**4)] | None = None
+    """The process's resident memory at which the pod sheds load; absent: it does not matter."""
+    criticality_header: HeaderName | None = None
+    """Where callers within `service.trust` may state a request's class; absent: nowhere."""
+    shadow: Annotated[bool, YesNo()] = False
+    """Refuse nobody, only count who would have been: to try numbers out."""
     backlog: Annotated[int, Whole(1, 65_535)] = 200
     """Connections the operating system holds while the server does not accept."""
     keep_alive: Annotated[float, Seconds(1, 3600)] = 5.0
@@ -122,12 +141,17 @@ class AdmissionSettings(Section):
     write_stall: Annotated[float, Seconds(0.1, 3600)] = 15.0
     """A client that reads nothing for so long is cut off."""
     limit_concurrency: Annotated[int, Whole(1, 1_000_000)] | None = None
-    """The server's own limit of connections; absent: 2 × `max_in_flight` + 64."""
+    """The server's own limit of connections; absent: 10000 above `max_in_flight` + `max_websockets`."""
+
+    @property
+    def websockets(self) -> int:
+        """Websockets in one pod at once."""
+        return self.max_websockets or self.max_in_flight
 
     @property
     def server_backstop(self) -> int:
         """Connections at which the server itself refuses: set above admission, so it never decides."""
-        return self.limit_concurrency or 2 * self.max_in_flight + 64
+        return self.limit_concurrency or self.max_in_flight + self.websockets + SPARE_CONNECTIONS
 
 
 class StoreSettings(Section):

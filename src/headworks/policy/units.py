@@ -88,6 +88,8 @@ def parse_duration(value: object) -> float:
 
 def duration_text(seconds: float) -> str:
     """A duration as people write it, which `parse_duration` reads back; a minute is "60s"."""
+    if seconds == 0:
+        return "0s"
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         if seconds >= size and seconds % size == 0 and not (seconds == 60 and unit == "m"):
             return f"{int(seconds // size)}{unit}"

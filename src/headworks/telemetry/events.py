@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A layer let a request or call pass, or refused it. `rule` names the limit or vendor; `near`:
-    units that passed beyond four fifths of it."""
+    """A layer let a request or call pass, or refused it. `rule` names the limit or vendor.
+
+    near    units that passed beyond four fifths of it
+    shadow  it would have been refused, for that reason, but the layer only watches
+    """
 
     layer: str
     admitted: bool
@@ -16,6 +19,7 @@ class Decided:
     rule: str = ""
     criticality: str = ""
     near: int = 0
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,14 @@ class Waited:
 
     vendor: str
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A request stood in the pod's line for so many seconds; `ending`: admitted, refused or left."""
+
+    seconds: float
+    ending: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,4 +69,4 @@ class Changed:
     detail: str = ""
 
 
-Event = Decided | Served | Waited | Called | Changed
+Event = Decided | Served | Queued | Waited | Called | Changed

@@ -11,7 +11,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from headworks.telemetry.events import Called, Changed, Decided, Event, Served, Waited
+from headworks.telemetry.events import Called, Changed, Decided, Event, Queued, Served, Waited
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 MOST_VALUES: Final = 200
@@ -26,6 +26,7 @@ class PrometheusSink:
     headworks_near_limit_units_total{layer,rule}                what passed beyond 4/5 of a limit
     headworks_requests_total{route,method,status}               answers sent
     headworks_request_seconds{route}                            from admission to the answer's end
+    headworks_admission_wait_seconds{ending}                    time spent in the pod's own line
     headworks_vendor_calls_total{vendor,model,ending,status}    attempts at vendors
     headworks_vendor_call_seconds{vendor,model}                 how long they took
     headworks_vendor_units_total{vendor,model}                  what they cost
@@ -55,6 +56,13 @@ class PrometheusSink:
             "headworks_request_seconds",
             "Seconds from admission to the end of the answer",
             ("route",),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._queued = Histogram(
+            "headworks_admission_wait_seconds",
+            "Seconds a request stood in the pod's line",
+            ("ending",),
             buckets=SECONDS,
             registry=registry,
         )
@@ -96,7 +104,7 @@ class PrometheusSink:
     def record(self, event: Event) -> None:
         match event:
             case Decided():
-                outcome = "admitted" if event.admitted else "refused"
+                outcome = "shadow" if event.shadow else "admitted" if event.admitted else "refused"
                 reason, rule = self._value("reason", event.reason), self._value("rule", event.rule)
                 labels = (event.layer, outcome, reason, rule, event.criticality)
                 self._decisions.labels(*labels).inc()
@@ -107,6 +115,8 @@ class PrometheusSink:
                 method = event.method if event.method in METHODS else "other"
                 self._requests.labels(route, method, str(event.status)).inc()
                 self._seconds.labels(route).observe(event.seconds)
+            case Queued():
+                self._queued.labels(event.ending).observe(event.seconds)
             case Waited():
                 self._waits.labels(event.vendor).observe(event.seconds)
             case Called():

@@ -22,12 +22,12 @@ from headworks.cleanup import Reaper
 from headworks.current import Criticality, Current
 from headworks.errors import DeadlineExceeded, QueueTimeout, Refused, VendorQuota
 from headworks.limits.breaker import BreakerRules
+from headworks.limits.line import Line, Waiter
 from headworks.store.protocol import Gate, Question, Store
 from headworks.telemetry import Decided, Telemetry, Waited
 from headworks.vendor.alarm import Alarm
 from headworks.vendor.gate import GateCache
 from headworks.vendor.grant import Booking, Grant, Ledger
-from headworks.vendor.line import Line, Waiter
 from headworks.vendor.outlook import ROOM, Full, Outlook, Place
 from headworks.vendor.pace import Demand, Pace
 from headworks.vendor.quota import Cost, Payment, Quota, minus, missing

@@ -6,21 +6,15 @@ import math
 from collections import deque
 
 from headworks.current import Criticality
+from headworks.limits.arrivals import Arrivals
+from headworks.limits.caution import Caution
 from headworks.verdict import NEVER, Verdict
 
 REPORT_EVERY = 1.0
 """Seconds between two reports of this pod's demand."""
 
-HALF_LIFE = 5.0
-"""Seconds after which an arrival counts half in this pod's demand."""
-
-
 SMOOTH = 0.1
 """The weight of the newest in the mean spacing."""
-
-CAUTION = 1.5
-MOST_CAUTION = 6.0
-FORGET = 120.0
 
 CROWDED = 0.98
 """The part of the pace that higher classes are thought to take at most."""
@@ -33,16 +27,15 @@ class Pace:
     the slots allow: `interval`), and, while the verdicts show the quota used up, this lane's part of the
     quota. Calls of higher classes go on coming and overtake: at a rate λ of theirs a wait of t becomes
     t / (1 − λ · interval). What else is unforeseen, other tenants' arrivals above all, is learned from
-    those who waited in vain: each time a class has some, its waits are taken for `CAUTION` as long, and
-    then less so with a half-life of `FORGET` seconds.
+    those of a class who waited in vain (`limits/caution.py`).
     """
 
     def __init__(self, interval: float, remember: int = 32) -> None:
         self._interval = interval
         self._times: deque[float] = deque(maxlen=remember)
         self._spacing, self._tight = 0.0, False
-        self._joined = {criticality: Level() for criticality in Criticality}
-        self._caution = dict.fromkeys(Criticality, (1.0, -math.inf))
+        self._joined = {criticality: Arrivals() for criticality in Criticality}
+        self._caution = {criticality: Caution() for criticality in Criticality}
 
     def joined(self, criticality: Criticality, now: float) -> None:
         """A call of this class has joined the line."""
@@ -72,40 +65,18 @@ class Pace:
             interval = max(interval, self._spacing)
         higher = sum(level.now(now) for other, level in self._joined.items() if other > criticality)
         overtaken = 1.0 - min(higher * interval, CROWDED)
-        return ahead * interval / overtaken * self._cautious(criticality, now)
+        return ahead * interval / overtaken * self._caution[criticality].now(now)
 
     def in_vain(self, criticality: Criticality, joined_at: float, now: float) -> None:
         """A call of this class waited its whole time, foreseen or not by what had been learned then."""
-        if joined_at >= self._caution[criticality][1]:
-            caution = min(self._cautious(criticality, now) * CAUTION, MOST_CAUTION)
-            self._caution[criticality] = caution, now
-
-    def _cautious(self, criticality: Criticality, now: float) -> float:
-        caution, at = self._caution[criticality]
-        return 1.0 + (caution - 1.0) * 0.5 ** ((now - at) / FORGET) if caution > 1.0 else 1.0
-
-
-class Level:
-    """How often something has lately happened, per second."""
-
-    def __init__(self) -> None:
-        self._level, self._at = 0.0, -math.inf
-
-    def arrived(self, now: float) -> None:
-        """It has happened once more."""
-        self._level = self.now(now) + math.log(2) / HALF_LIFE
-        self._at = now
-
-    def now(self, now: float) -> float:
-        """Times per second."""
-        return self._level * 0.5 ** ((now - self._at) / HALF_LIFE) if self._level else 0.0
+        self._caution[criticality].in_vain(joined_at, now)
 
 
 class Demand:
     """This pod's arrivals, in calls per second, and its share of the fleet's as last heard."""
 
     def __init__(self) -> None:
-        self._arrivals = Level()
+        self._arrivals = Arrivals()
         self._reported_at = -math.inf
         self._reported = 0.0
         self.share = 1.0

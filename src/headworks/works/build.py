@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Final
 
+import httpx2
+from starlette.types import ASGIApp
+
+from headworks.admission import AdmissionGate, Answers, Pressure, Slots, StatedClass
+from headworks.admission.pressure import container_memory, resident_memory
+from headworks.cleanup import Reaper
 from headworks.current import Criticality
 from headworks.errors import PolicyError, Problem
 from headworks.fairness.limits import when_down_of
@@ -18,12 +26,15 @@ from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Store
 from headworks.store.valkey import ValkeyStore
 from headworks.telemetry import Changed, Telemetry
+from headworks.vendor import Vendor
 from headworks.vendor.quota import Quota
 
 log = logging.getLogger("headworks")
 
 LEAVING: Final = 0.3
 """The part of all pods that may be away for load at once."""
+BELOW_CONTAINER: Final = 0.9
+"""The part of a container's memory at which shedding must have begun."""
 LEASE: Final = 10.0
 """Seconds after which the leave-permit of a pod that died is free again."""
 
@@ -74,6 +85,69 @@ def _when_down_for(policy: Policy, otherwise: WhenDown) -> dict[str, WhenDown]:
     return ways
 
 
+def pressure_of(policy: Policy, telemetry: Telemetry, now: Callable[[], datetime]) -> Pressure:
+    """What the pod sheds load by. A memory bound stays below what the container may have."""
+    settings = policy.admission
+    memory = settings.memory_high
+    if memory is not None:
+        try:
+            resident_memory()
+        except OSError as error:
+            why = f"this system does not tell a process its memory ({error})"
+            raise PolicyError("policy", [Problem("admission.memory_high", why)]) from None
+        container = container_memory()
+        if container is not None and memory > BELOW_CONTAINER * container:
+            memory = int(BELOW_CONTAINER * container)
+            log.warning("admission.memory_high: %d bytes, the container has %d", memory, container)
+    return Pressure(
+        lag_high=settings.lag_high,
+        memory_high=memory,
+        hour=lambda: int(now().timestamp() // 3600),
+        telemetry=telemetry,
+    )
+
+
+def slots_of(policy: Policy, pressure: Pressure, rng: random.Random) -> Slots:
+    """The pod's places, with a line where the policy has one; a shadow keeps nobody waiting."""
+    settings = policy.admission
+    return Slots(
+        settings.max_in_flight,
+        websockets=settings.websockets,
+        patience=0.0 if settings.shadow else settings.queue_timeout,
+        pressure=pressure,
+        rng=rng,
+    )
+
+
+def gate_of(
+    policy: Policy,
+    app: ASGIApp,
+    *,
+    slots: Slots,
+    answers: Answers,
+    identifier: Identifier,
+    telemetry: Telemetry,
+    reaper: Reaper,
+) -> AdmissionGate:
+    """The pod's gate around an application."""
+    settings, trust = policy.admission, policy.service.trust
+    header = settings.criticality_header
+    return AdmissionGate(
+        app,
+        slots=slots,
+        answers=answers,
+        identifier=identifier,
+        sla=policy.service.sla,
+        deadline_header=policy.service.deadline_header or "",
+        write_stall=settings.write_stall,
+        telemetry=telemetry,
+        reaper=reaper,
+        stated=None if header is None else StatedClass(header, trust),
+        hold_background=settings.background_tasks == "hold",
+        shadow=settings.shadow,
+    )
+
+
 def permit_of(policy: Policy, store: Store, pod: str) -> LeavePermit | None:
     """The pod's leave-permit; None where it is alone or the fleet too small to spare a pod."""
     places = int(LEAVING * policy.deploy.replicas)
@@ -104,3 +178,33 @@ def identifier_of(policy: Policy, resolve: Resolver | None, telemetry: Telemetry
         size=settings.cache_size,
         warn=warn,
     )
+
+
+def vendors_of(
+    policy: Policy,
+    *,
+    store: Store,
+    telemetry: Telemetry,
+    reaper: Reaper,
+    pod: str,
+    rng: random.Random,
+    now: Callable[[], datetime],
+    transports: Mapping[str, httpx2.AsyncBaseTransport],
+) -> dict[str, Vendor]:
+    """The policy's vendors by name, over these transports where there are any."""
+    return {
+        name: Vendor(
+            name,
+            settings,
+            profile_named(settings.profile),
+            store=store,
+            telemetry=telemetry,
+            reaper=reaper,
+            pod=pod,
+            replicas=policy.deploy.replicas,
+            rng=rng,
+            now=now,
+            transport=transports.get(name),
+        )
+        for name, settings in policy.vendors.items()
+    }

@@ -24,21 +24,28 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
 from headworks import fairness
-from headworks.admission import AdmissionGate, Answers, Slots
+from headworks.admission import Answers
 from headworks.cleanup import Reaper
 from headworks.fairness import Fairness, FairnessGate, Limits, Routes
 from headworks.health import Health, Probes, Termination
 from headworks.identity import Resolver
 from headworks.limits.shapes import Window
 from headworks.policy.load import load
-from headworks.policy.profiles import profile_named
 from headworks.policy.settings import CLEANUP, LAST_WORDS, Policy
 from headworks.store.ladder import FAILURES
 from headworks.store.protocol import Ask, Question, Store
 from headworks.telemetry import Sink, Telemetry
 from headworks.telemetry.prometheus import PrometheusSink
 from headworks.vendor import Vendor
-from headworks.works.build import identifier_of, permit_of, store_of
+from headworks.works.build import (
+    gate_of,
+    identifier_of,
+    permit_of,
+    pressure_of,
+    slots_of,
+    store_of,
+    vendors_of,
+)
 
 log = logging.getLogger("headworks")
 
@@ -86,7 +93,8 @@ class Headworks:
         self._store = store_of(policy, self.telemetry, rng) if store is None else store
         self._identifier = identifier_of(policy, resolve, self.telemetry)
         self._answers = Answers()
-        self._slots = Slots(policy.admission.max_in_flight, rng=rng)
+        self._pressure = pressure_of(policy, self.telemetry, now)
+        self._slots = slots_of(policy, self._pressure, rng)
         self._limits = Limits(policy.fairness, service=policy.service.name)
         self._fairness = Fairness(
             self._limits,
@@ -106,25 +114,19 @@ class Headworks:
         self.telemetry.add(self._health)
         delay, patience = policy.health.drain_delay, policy.drain_timeout
         self._termination = Termination(delay, patience, leaving=self._leave, over=self._answers.end)
-        self._vendors = {
-            name: Vendor(
-                name,
-                settings,
-                profile_named(settings.profile),
-                store=self._store,
-                telemetry=self.telemetry,
-                reaper=self._reaper,
-                pod=self.pod,
-                replicas=policy.deploy.replicas,
-                rng=rng,
-                now=now,
-                transport=(transports or {}).get(name),
-            )
-            for name, settings in policy.vendors.items()
-        }
+        self._vendors = vendors_of(
+            policy,
+            store=self._store,
+            telemetry=self.telemetry,
+            reaper=self._reaper,
+            pod=self.pod,
+            rng=rng,
+            now=now,
+            transports=transports or {},
+        )
         self._show_gauges()
         self._app: Starlette | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
 
     @classmethod
     def load(
@@ -177,21 +179,25 @@ class Headworks:
 
     async def start(self) -> None:
         """Begin to watch over the pod. Done by the lifespan as well; again does nothing."""
-        if self._watch is None:
+        if not self._watches:
             self._health.start()
             self._answers.begin()
-            self._watch = asyncio.create_task(self._health.watch(), name="headworks: health")
+            self._watches = [asyncio.create_task(self._health.watch(), name="headworks: health")]
+            if self._pressure.bounded:
+                watch = asyncio.create_task(self._pressure.watch(), name="headworks: pressure")
+                self._watches.append(watch)
             self._termination.install()
             await self._greet_store()
 
     async def stop(self) -> None:
         """End requests, clean-ups, vendors and store, in this order. Done by the lifespan as well."""
-        if self._watch is None:
+        if not self._watches:
             return
         self._leave()
-        self._watch.cancel()
-        await asyncio.wait((self._watch,))
-        self._watch = None
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.wait(self._watches)
+        self._watches = []
         loop = asyncio.get_running_loop()
         drained = self._termination.ends_at or loop.time() + self.policy.drain_timeout
         await self._drain(drained)
@@ -245,14 +251,12 @@ class Headworks:
         build = app.build_middleware_stack
 
         def outermost() -> ASGIApp:
-            admission = AdmissionGate(
+            admission = gate_of(
+                self.policy,
                 build(),
                 slots=self._slots,
                 answers=self._answers,
                 identifier=self._identifier,
-                sla=self.policy.service.sla,
-                deadline_header=self.policy.service.deadline_header or "",
-                write_stall=self.policy.admission.write_stall,
                 telemetry=self.telemetry,
                 reaper=self._reaper,
             )
@@ -296,6 +300,9 @@ class Headworks:
         gauge("in_flight", "Requests whose answer is not complete", lambda: slots().in_flight)
         gauge("in_flight_limit", "Places for requests", lambda: slots().limit)
         gauge("websockets", "Websockets open", lambda: slots().websockets)
+        gauge("admission_waiting", "Requests in line for a place", lambda: slots().waiting)
+        gauge("admission_holding_seconds", "Mean time a place is held", lambda: slots().holding)
+        gauge("admission_pressure", "How much is shed by pressure, 0 to 3", lambda: slots().pressure)
         gauge("ready", "Whether the pod asks for traffic", lambda: float(self._health.ready))
         gauge("store_up", "Whether the shared store decides", lambda: float(store().up))
         gauge("store_processes", "Processes that share the store", lambda: store().processes)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headworks.current import Criticality
-from headworks.vendor.line import Line, Waiter
+from headworks.limits.line import Line, Waiter
 
 DEFAULT = Criticality.DEFAULT
 

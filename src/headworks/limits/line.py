@@ -1,4 +1,4 @@
-"""The line in front of a vendor: strict classes, and inside each a fair queue between tenants.
+"""A waiting line, a vendor's or the pod's: strict classes, inside each a fair queue between tenants.
 
 Self-clocked fair queueing (S. J. Golestani, INFOCOM 1994): a call of cost c by a tenant of weight w
 is stamped `finish = max(V, last finish of its tenant) + c / w`, where V is the stamp of the call
@@ -118,7 +118,7 @@ class _Class(Generic[T]):
 
 
 class Line(Generic[T]):
-    """Who waits for the vendor, and who is next."""
+    """Who waits, and who is next."""
 
     def __init__(self) -> None:
         self._classes: dict[Criticality, _Class[T]] = {
