@@ -14,7 +14,7 @@ import pytest
 from headworks.admission import AdmissionGate, AdmissionStatistics, ClientStalled, Slots
 from headworks.cleanup import Reaper
 from headworks.current import Criticality, Current, current
-from headworks.identity import Identifier, Rank
+from headworks.identity import Callers, Identifier, Rank
 from headworks.telemetry import Decided, Served, Telemetry
 from headworks.testing.cancel import cancel_at_every_await
 from headworks.testing.recording import RecordingSink
@@ -76,7 +76,12 @@ class Pod:
             app or self._hold,
             slots=self.slots,
             identifier=Identifier(
-                header="x-key", tiers=TIERS, default_tier="default", keys={name: name for name in TIERS}
+                Callers(
+                    header="x-key",
+                    tiers=TIERS,
+                    default_tier="default",
+                    keys={name: name for name in TIERS},
+                )
             ),
             sla=sla,
             write_stall=15.0,

@@ -166,10 +166,10 @@ def test_markers_are_read_from_the_matched_route() -> None:
     for path in ("/r/below", "/r/wrapped", "/partial"):
         matched = routes.find(scope(path))
         assert matched is not None
-        assert (matched.cost, matched.rate) == (5, Rate(3, 60.0))
+        assert (matched.cost, matched.limits) == (5, ((Rate(3, 60.0), "user"),))
     matched = routes.find(scope("/r/above"))
     assert matched is not None
-    assert (matched.cost, matched.rate) == (2, None)
+    assert (matched.cost, matched.limits) == (2, ())
 
 
 @pytest.mark.parametrize("units", [-1, 1.5, True, "3"])

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headworks.address import client_address
 from headworks.current import Criticality
-from headworks.identity import MAX_KEY, Identifier, Rank, client_address
+from headworks.identity import MAX_KEY, Callers, Identifier, Rank
 from headworks.testing.loop import run
 
 TRUST = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))
@@ -95,13 +96,10 @@ class Answers:
 def identifier(
     resolve: Callable[[str], Awaitable[str | None]] | None = None, **options: Any
 ) -> Identifier:
-    defaults: dict[str, Any] = {
-        "header": "X-API-Key",
-        "tiers": TIERS,
-        "default_tier": "free",
-        "warn": lambda sentence: None,
-    }
-    return Identifier(resolve=resolve, **(defaults | options))
+    more = {name: options.pop(name) for name in ("timeout", "warn") if name in options}
+    told: dict[str, Any] = {"header": "X-API-Key", "tiers": TIERS, "default_tier": "free"}
+    warn: dict[str, Any] = {"warn": lambda sentence: None}
+    return Identifier(Callers(**(told | options)), resolve=resolve, **(warn | more))
 
 
 def keyed(key: str | bytes, peer: str = "203.0.113.7") -> dict[str, Any]:

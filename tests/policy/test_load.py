@@ -68,7 +68,7 @@ def test_the_shipped_policy_is_sound_and_says_what_the_design_says() -> None:
     policy = load(SHIPPED, {})
     assert [finding for finding in check(policy) if finding.severity != "note"] == []
     assert policy.fairness.tiers["free"].rate == Rate(10, 60.0)
-    assert policy.fairness.endpoints["/chat"].rate == Rate(20, 60.0)
+    assert policy.fairness.endpoints["/chat"][0].rate == Rate(20, 60.0)
     assert policy.vendors["llm"].quota == (Rate(500, 60.0), Rate(200_000, 60.0, "tokens"))
     assert (policy.deploy.replicas, policy.admission.max_in_flight, policy.vendors["llm"].slots) == (
         10,

@@ -23,13 +23,10 @@ from headworks.cleanup import Reaper
 from headworks.current import Current, enter, leave
 from headworks.errors import DeadlineExceeded, Refused
 from headworks.identity import Identifier, Identity
-from headworks.problem import render
+from headworks.problem import refuse_websocket, render
 from headworks.telemetry import Decided, Served, Telemetry
 
 log = logging.getLogger("headworks")
-
-TRY_AGAIN_LATER = 1013
-"""Close code of a refused websocket where the server cannot answer it in HTTP (IANA registry)."""
 
 
 class ClientStalled(OSError):
@@ -129,7 +126,7 @@ class AdmissionGate:
             slot = self._slots.claim_websocket()
         except Refused as refused:
             self._decided(current, refused)
-            await _refuse_websocket(scope, send, refused)
+            await refuse_websocket(scope, send, refused)
             return
         token = enter(current)
         try:
@@ -201,12 +198,3 @@ def _ends(message: Message) -> bool:
 
 def _standing(identity: Identity, deadline: float = math.inf) -> Current:
     return Current(deadline, identity.tenant, identity.criticality, identity.weight)
-
-
-async def _refuse_websocket(scope: Scope, send: Send, refused: Refused) -> None:
-    if "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": refused.reason})
-        return
-    status, headers, body = render(refused)
-    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": body})

@@ -1,7 +1,16 @@
 """Layer 4: who gets how much. Shared state, kept in the store."""
 
-from headworks.fairness.gate import Fairness, FairnessGate
+from headworks.fairness.gate import Fairness, FairnessGate, Rules
 from headworks.fairness.limits import Limits
-from headworks.fairness.routes import Routes, cost, limit
+from headworks.fairness.routes import Routes, cost, exempt, limit
 
-__all__ = ["Fairness", "FairnessGate", "Limits", "Routes", "cost", "limit"]
+__all__ = [
+    "Fairness",
+    "FairnessGate",
+    "Limits",
+    "Routes",
+    "Rules",
+    "cost",
+    "exempt",
+    "limit",
+]

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
-from headworks.fairness.routes import Matched, normalised
+from headworks.fairness.routes import Matched, Whose, normalised
 from headworks.identity import Identity
 from headworks.limits.shapes import Bucket, Shape, Window
-from headworks.policy.settings import FairnessSettings
-from headworks.policy.units import Rate
+from headworks.policy.settings import FairnessSettings, Mode
+from headworks.policy.units import Rate, duration_text
 from headworks.store.protocol import Ask, FinalAsk
 
 LONGEST: Final = 128
 """Characters of a route's template that go into a key; a longer one is hashed."""
 
+_ORDER: Final[tuple[Whose, ...]] = ("user", "tenant", "all")
+_MODES: Final[tuple[Mode, ...]] = ("enforce", "shadow", "off")
 
-@dataclass(frozen=True, slots=True)
-class _Ceiling:
+Wanted = tuple[Rate, Whose, Mode]
+
+
+class _Rule(NamedTuple):
+    """One limit: what verdicts call it, whose it is, the end of its key, its shape."""
+
+    name: str
+    whose: Whose
+    end: str
     shape: Shape
-    shared: bool
+
+
+class _Plan(NamedTuple):
+    """What a caller of one tier is asked on one route."""
+
+    enforced: tuple[_Rule, ...]
+    shadow: tuple[_Rule, ...]
+    cost: int
+
+
+Asks = tuple[Ask, ...]
 
 
 def shape_of(rate: Rate) -> Shape:
@@ -34,43 +52,100 @@ def shape_of(rate: Rate) -> Shape:
 class Limits:
     """The policy's limits as questions to the store.
 
-    What a request was charged is never given back. Every key of one caller has the same tag in braces,
-    so that a cluster keeps them together. The service's name is part of it: services that share a
-    store share no counts.
+    What a request was charged is never given back. A cluster keeps together what has the same tag, the
+    first part of a key in braces: all limits of a caller and of its tenant have the tenant's, those of
+    all callers together one of their own. The service's name is part of both: services that share a
+    store share no counts. A limit keeps its key, and so its count, when its rate changes.
     """
 
     def __init__(self, settings: FairnessSettings, *, service: str) -> None:
-        self._service = service
-        self._tiers = {name: shape_of(tier.rate) for name, tier in settings.tiers.items()}
-        self._endpoints: Mapping[str, _Ceiling] = {
-            normalised(path): _Ceiling(shape_of(entry.rate), entry.scope == "all")
-            for path, entry in settings.endpoints.items()
+        self._service, self._mode = service, settings.mode
+        self._tiers = {name: tuple(self._tier(settings, name)) for name in settings.tiers}
+        self._endpoints = {
+            normalised(path): [(limit.rate, limit.scope, limit.mode) for limit in limits]
+            for path, limits in settings.endpoints.items()
         }
-        self._marked: dict[Rate, _Ceiling] = {}
+        for path, wanted in self._endpoints.items():  # whatever has no shape is to be heard of now
+            self._endpoint(path, wanted)
+        self._exempt = {normalised(path) for path in settings.exempt}
+        self._plans: dict[tuple[str, Matched | None], _Plan] = {}
 
-    def asks(self, identity: Identity, matched: Matched | None) -> tuple[Ask, ...]:
-        """The limits of a caller on a route: its tier's, and the endpoint's where there is one."""
-        user = f"{{user:{self._service}:{identity.tenant}}}"
-        cost = matched.cost if matched else 1
-        tier = FinalAsk(f"tier:{identity.tier}", f"{user}:tier", self._tiers[identity.tier], cost)
-        ceiling = self._ceiling(matched) if matched else None
-        if matched is None or ceiling is None:
-            return (tier,)
-        owner = f"{{all:{self._service}}}" if ceiling.shared else user
-        key = f"{owner}:endpoint:{_bounded(matched.template)}"
-        return tier, FinalAsk(f"endpoint:{matched.template}", key, ceiling.shape, cost)
+    def asks(self, identity: Identity, matched: Matched | None) -> tuple[Asks, Asks]:
+        """The limits of a caller on a route: those that decide, and those that are only watched."""
+        plan = self._plans.get((identity.tier, matched)) or self._plan(identity.tier, matched)
+        enforced, shadow, cost = plan
+        return (
+            self._asked(enforced, cost, identity) if enforced else (),
+            self._asked(shadow, cost, identity) if shadow else (),
+        )
 
     def paths(self) -> set[str]:
         """The templates that the policy names."""
-        return set(self._endpoints)
+        return set(self._endpoints) | self._exempt
 
-    def _ceiling(self, matched: Matched) -> _Ceiling | None:
-        ceiling = self._endpoints.get(matched.template)
-        if ceiling is None and matched.rate is not None:
-            ceiling = self._marked.get(matched.rate)
-            if ceiling is None:  # one per rate written in the code
-                ceiling = self._marked[matched.rate] = _Ceiling(shape_of(matched.rate), shared=False)
-        return ceiling
+    def _asked(self, rules: tuple[_Rule, ...], cost: int, identity: Identity) -> Asks:
+        user, tenant = identity.user, identity.tenant
+        ours = f"{{user:{self._service}:{tenant}}}:"
+        own = ours if user == tenant else f"{ours}{user}:"
+        asks = []
+        for name, whose, end, shape in rules:
+            key = own + end if whose == "user" else ours + end if whose == "tenant" else end
+            asks.append(tuple.__new__(FinalAsk, (name, key, shape, cost)))
+        return tuple(asks)
+
+    def _plan(self, tier: str, matched: Matched | None) -> _Plan:
+        """Made once per tier and route; of routes there are as many as the code has."""
+        cost = matched.cost if matched else 1
+        rules: list[tuple[_Rule, Mode]] = []
+        if matched is None or not (matched.exempt or matched.template in self._exempt):
+            rules += self._tiers[tier]
+            if matched is not None:
+                marked: list[Wanted] = [(rate, whose, "enforce") for rate, whose in matched.limits]
+                rules += self._endpoint(
+                    matched.template, self._endpoints.get(matched.template) or marked
+                )
+            rules.sort(key=lambda rule: _ORDER.index(rule[0].whose))
+        plan = _Plan(
+            tuple(rule for rule, mode in rules if mode == "enforce"),
+            tuple(rule for rule, mode in rules if mode == "shadow"),
+            cost,
+        )
+        self._plans[tier, matched] = plan
+        return plan
+
+    def _tier(self, settings: FairnessSettings, name: str) -> Iterable[tuple[_Rule, Mode]]:
+        tier, total = settings.tiers[name], settings.total_rate
+        yield _Rule(f"tier:{name}", "user", "tier", shape_of(tier.rate)), self._least(tier.mode)
+        if (shared := tier.tenant_rate) is not None:
+            rule = _Rule(f"tenant:{name}", "tenant", f"tenant:{name}", shape_of(shared.rate))
+            yield rule, self._least(shared.mode)
+        if total is not None:
+            yield (
+                _Rule("total", "all", self._all("total"), shape_of(total.rate)),
+                self._least(total.mode),
+            )
+
+    def _endpoint(self, template: str, wanted: Iterable[Wanted]) -> list[tuple[_Rule, Mode]]:
+        """The rules of one route. Of several with one scope, all but the first are called by period."""
+        rules: list[tuple[_Rule, Mode]] = []
+        seen: set[Whose] = set()
+        for rate, whose, mode in wanted:
+            part = "" if whose == "user" else f":{whose}"
+            if whose in seen:
+                part += f":{duration_text(rate.period)}"
+            seen.add(whose)
+            end = f"endpoint{part}:{_bounded(template)}"
+            key = self._all(end) if whose == "all" else end
+            rule = _Rule(f"endpoint:{template}{part}", whose, key, shape_of(rate))
+            rules.append((rule, self._least(mode)))
+        return rules
+
+    def _all(self, end: str) -> str:
+        return f"{{all:{self._service}}}:{end}"
+
+    def _least(self, mode: Mode) -> Mode:
+        """The weaker of a limit's mode and everybody's."""
+        return max(mode, self._mode, key=_MODES.index)
 
 
 def _bounded(template: str) -> str:

@@ -102,16 +102,19 @@ def tiers_fit_the_contracts(policy: Policy) -> Findings:
 def endpoints_are_narrower_than_tiers(policy: Policy) -> Findings:
     """An endpoint's limit per user is below some tier's, or it never decides."""
     fairness = policy.fairness
-    for path, limit in fairness.endpoints.items():
-        if limit.scope == "user" and all(implies(t.rate, limit.rate) for t in fairness.tiers.values()):
-            widest = max(fairness.tiers.values(), key=lambda tier: tier.rate.per_second).rate
-            yield Finding(
-                dotted(("fairness", "endpoints", path, "rate")),
-                f"{limit.rate} per user never decides: every tier is as tight or tighter, the widest "
-                f"{widest}; two controls do the same job",
-                f'leave "{path}" out, or make it less than {widest}',
-                "warning",
-            )
+    tiers = [tier.rate for tier in fairness.tiers.values()]
+    for path, limits in fairness.endpoints.items():
+        for i, limit in enumerate(limits):
+            if limit.scope == "user" and all(implies(tier, limit.rate) for tier in tiers):
+                widest = max(tiers, key=lambda rate: rate.per_second)
+                place = (path, i, "rate") if len(limits) > 1 else (path, "rate")
+                yield Finding(
+                    dotted(("fairness", "endpoints", *place)),
+                    f"{limit.rate} per user never decides: every tier is as tight or tighter, the "
+                    f"widest {widest}; two controls do the same job",
+                    f'leave "{path}" out, or make it less than {widest}',
+                    "warning",
+                )
 
 
 def _and(names: list[str]) -> str:

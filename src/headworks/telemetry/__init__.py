@@ -1,6 +1,6 @@
 """Events in, metrics and logs out."""
 
-from headworks.telemetry.events import Called, Changed, Decided, Event, Served, Waited
+from headworks.telemetry.events import Called, Changed, Decided, Event, Served, Shadowed, Waited
 from headworks.telemetry.funnel import Sink, Telemetry
 
-__all__ = ["Called", "Changed", "Decided", "Event", "Served", "Sink", "Telemetry", "Waited"]
+__all__ = ["Called", "Changed", "Decided", "Event", "Served", "Shadowed", "Sink", "Telemetry", "Waited"]

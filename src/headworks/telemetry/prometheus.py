@@ -11,7 +11,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from headworks.telemetry.events import Called, Changed, Decided, Event, Served, Waited
+from headworks.telemetry.events import Called, Changed, Decided, Event, Served, Shadowed, Waited
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 MOST_VALUES: Final = 200
@@ -23,6 +23,7 @@ class PrometheusSink:
     """Counts and times every event.
 
     headworks_decisions_total{layer,outcome,reason,rule,class}  what each layer let pass or refused
+    headworks_shadow_decisions_total{layer,outcome,rule}        what rules in shadow mode would have
     headworks_requests_total{route,method,status}               answers sent
     headworks_request_seconds{route}                            from admission to the answer's end
     headworks_vendor_calls_total{vendor,model,ending,status}    attempts at vendors
@@ -39,6 +40,12 @@ class PrometheusSink:
             "headworks_decisions",
             "Requests and calls that a layer let pass or refused",
             ("layer", "outcome", "reason", "rule", "class"),
+            registry=registry,
+        )
+        self._shadows = Counter(
+            "headworks_shadow_decisions",
+            "What rules that are only watched would have let pass or refused",
+            ("layer", "outcome", "rule"),
             registry=registry,
         )
         self._requests = Counter(
@@ -93,6 +100,9 @@ class PrometheusSink:
                 reason, rule = self._value("reason", event.reason), self._value("rule", event.rule)
                 labels = (event.layer, outcome, reason, rule, event.criticality)
                 self._decisions.labels(*labels).inc()
+            case Shadowed():
+                outcome = "admitted" if event.admitted else "refused"
+                self._shadows.labels(event.layer, outcome, self._value("rule", event.rule)).inc()
             case Served():
                 route = self._value("route", event.route or "unmatched")
                 method = event.method if event.method in METHODS else "other"

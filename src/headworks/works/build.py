@@ -8,7 +8,8 @@ from typing import Final
 
 from headworks.current import Criticality
 from headworks.errors import PolicyError, Problem
-from headworks.identity import Identifier, Rank, Resolver
+from headworks.fairness import Limits, Rules
+from headworks.identity import Caller, Callers, Identifier, Rank, Resolver
 from headworks.policy.settings import Policy
 from headworks.store.deny import DenyCache
 from headworks.store.ladder import LadderStore
@@ -66,25 +67,32 @@ def permit_of(policy: Policy, store: Store, pod: str) -> LeavePermit | None:
     return LeavePermit(store, f"{{health:{policy.service.name}}}:leave", pod, places)
 
 
-def identifier_of(policy: Policy, resolve: Resolver | None, telemetry: Telemetry) -> Identifier:
-    """Who callers are, by the policy's table and the service's resolver."""
+def rules_of(policy: Policy) -> Rules:
+    """What the policy says of callers and their limits; `PolicyError` where a limit has no shape."""
     settings = policy.fairness
-
-    def warn(sentence: str) -> None:
-        log.warning("%s", sentence)
-        telemetry.emit(Changed("resolver", "failing", sentence))
-
-    return Identifier(
+    callers = Callers(
         header=settings.identity_header,
         tiers={
             name: Rank(Criticality.of(tier.criticality), tier.weight)
             for name, tier in settings.tiers.items()
         },
         default_tier=settings.default_tier,
-        keys=settings.keys,
-        resolve=resolve,
+        keys={key: Caller(known.tier, known.tenant) for key, known in settings.keys.items()},
         trust=policy.service.trust,
         ttl=settings.cache_ttl,
         size=settings.cache_size,
-        warn=warn,
     )
+    try:
+        return Rules(Limits(settings, service=policy.service.name), callers, settings.headers)
+    except ValueError as error:
+        raise PolicyError("policy", [Problem("fairness", str(error))]) from None
+
+
+def identifier_of(callers: Callers, resolve: Resolver | None, telemetry: Telemetry) -> Identifier:
+    """Who callers are, by the policy's table and the service's resolver."""
+
+    def warn(sentence: str) -> None:
+        log.warning("%s", sentence)
+        telemetry.emit(Changed("resolver", "failing", sentence))
+
+    return Identifier(callers, resolve=resolve, warn=warn)

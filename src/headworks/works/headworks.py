@@ -15,6 +15,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from starlette.types import ASGIApp
 from headworks import fairness
 from headworks.admission import AdmissionGate, Slots
 from headworks.cleanup import Reaper
-from headworks.fairness import Fairness, FairnessGate, Limits, Routes
+from headworks.fairness import Fairness, FairnessGate, Routes
 from headworks.health import Health, Probes, Termination
 from headworks.identity import Resolver
 from headworks.limits.shapes import Window
@@ -38,7 +39,8 @@ from headworks.store.protocol import Ask, Question, Store
 from headworks.telemetry import Sink, Telemetry
 from headworks.telemetry.prometheus import PrometheusSink
 from headworks.vendor import Vendor
-from headworks.works.build import identifier_of, permit_of, store_of
+from headworks.works.build import identifier_of, permit_of, rules_of, store_of
+from headworks.works.reload import Change, PolicyWatch, signature
 
 log = logging.getLogger("headworks")
 
@@ -49,7 +51,8 @@ class Headworks:
     """Every layer of one service, in this process.
 
     policy      the whole policy
-    resolve     async (key) -> name of a tier, or None for an unknown key; beside the policy's table
+    resolve     async (key) -> name of a tier or a `Caller`, or None for an unknown key; beside the
+                policy's table
     store       shared state; default: what the policy names, or this process's memory
     transports  HTTP transports by vendor name, instead of real connections
     sinks       listeners for every event, beside the Prometheus one
@@ -59,6 +62,7 @@ class Headworks:
 
     cost = staticmethod(fairness.cost)
     limit = staticmethod(fairness.limit)
+    exempt = staticmethod(fairness.exempt)
 
     def __init__(
         self,
@@ -79,15 +83,11 @@ class Headworks:
         self.telemetry = Telemetry(self._metrics, *sinks)
         self._reaper = Reaper()
         self._store = store_of(policy, self.telemetry, rng) if store is None else store
-        self._identifier = identifier_of(policy, resolve, self.telemetry)
+        rules = rules_of(policy)
+        self._identifier = identifier_of(rules.callers, resolve, self.telemetry)
         self._slots = Slots(policy.admission.max_in_flight, rng=rng)
-        self._limits = Limits(policy.fairness, service=policy.service.name)
         self._fairness = Fairness(
-            self._limits,
-            dialect=policy.fairness.headers,
-            store=self._store,
-            identifier=self._identifier,
-            telemetry=self.telemetry,
+            rules, store=self._store, identifier=self._identifier, telemetry=self.telemetry
         )
         self._health = Health(
             policy.health,
@@ -117,7 +117,10 @@ class Headworks:
         }
         self._show_gauges()
         self._app: Starlette | None = None
+        self._routes: Routes | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._policy_watch: PolicyWatch | None = None
+        self._following: asyncio.Task[None] | None = None
 
     @classmethod
     def load(
@@ -135,8 +138,20 @@ class Headworks:
         environ  variables to read; default: this process's
         """
         environ = os.environ if environ is None else environ
-        policy = load(environ.get("HEADWORKS_POLICY") or path, environ)
-        return cls(policy, resolve=resolve, pod=environ.get("HEADWORKS_POD"))
+        file = Path(environ.get("HEADWORKS_POLICY") or path)
+        since = signature(file)
+        policy = load(file, environ)
+        works = cls(policy, resolve=resolve, pod=environ.get("HEADWORKS_POD"))
+        if policy.service.reload is not None:
+            works._policy_watch = PolicyWatch(
+                file.absolute(),
+                since,
+                every=policy.service.reload,
+                read=partial(load, file.absolute(), environ),
+                adopt=works._adopt,
+                telemetry=works.telemetry,
+            )
+        return works
 
     def protect(self, app: App) -> App:
         """Install layers 2 to 4, the answers to refusals, and start and stop. Returns `app` itself.
@@ -173,6 +188,9 @@ class Headworks:
         if self._watch is None:
             self._health.start()
             self._watch = asyncio.create_task(self._health.watch(), name="headworks: health")
+            if self._policy_watch is not None:
+                work = self._policy_watch.run()
+                self._following = asyncio.create_task(work, name="headworks: policy")
             self._termination.install()
             await self._greet_store()
 
@@ -181,12 +199,15 @@ class Headworks:
         if self._watch is None:
             return
         self._health.drain()
-        self._watch.cancel()
-        await asyncio.wait((self._watch,))
-        self._watch = None
+        watches = [task for task in (self._watch, self._following) if task is not None]
+        for task in watches:
+            task.cancel()
+        await asyncio.wait(watches)
+        self._watch = self._following = None
         await self._drain()
         closing = [("the leave-permit", self._health.close)]
         closing += [(f"vendor {name}", vendor.aclose) for name, vendor in self._vendors.items()]
+        closing += [("what limits only watch", self._fairness.drain)]
         closing += [("the store", self._store.aclose)]
         for what, close in closing:
             try:
@@ -214,9 +235,22 @@ class Headworks:
                 return
         log.warning("the store does not answer: starting without it")
 
+    def _adopt(self, policy: Policy) -> None:
+        """Go by a new policy in all that may change while requests are served, between two of them."""
+        change = Change.between(self.policy, policy)
+        rules = rules_of(change.policy)
+        self.policy, self._fairness.rules, self._identifier.callers = change.policy, rules, rules.callers
+        change.tell(self.telemetry)
+        self._name_idle_limits()
+
+    def _name_idle_limits(self) -> None:
+        paths = self._fairness.rules.limits.paths()
+        for path in sorted(paths - self._routes.templates()) if self._routes is not None else ():
+            log.warning('fairness: no route is "%s"; what the policy says of it holds nobody', path)
+
     def _stack(self, app: Starlette) -> None:
         """The way in, outermost first: probes, admission, the application's middleware, fairness."""
-        routes = Routes(app)
+        routes = self._routes = Routes(app)
         app.user_middleware.append(Middleware(FairnessGate, fairness=self._fairness, routes=routes))
         build = app.build_middleware_stack
 
@@ -230,8 +264,7 @@ class Headworks:
                 telemetry=self.telemetry,
                 reaper=self._reaper,
             )
-            for path in sorted(self._limits.paths() - routes.templates()):
-                log.warning('fairness.endpoints: no route is "%s"; its limit holds nobody', path)
+            self._name_idle_limits()
             return Probes(admission, health=self._health, metrics=self._metrics.render)
 
         # On the instance, so that admission stays outermost whatever middleware is added later.
