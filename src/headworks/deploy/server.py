@@ -2,7 +2,7 @@
 
 The server decides nothing that a layer decides. Its `limit_concurrency` counts sockets and answers
 probes too, so it stands above admission as a backstop; forwarding headers are read in one place only,
-`headworks.identity`, so the server's own reading of them is off.
+`headworks.address`, so the server's own reading of them is off.
 """
 
 from __future__ import annotations

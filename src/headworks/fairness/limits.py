@@ -136,7 +136,7 @@ class Limits:
             seen.add(whose)
             end = f"endpoint{part}:{_bounded(template)}"
             key = self._all(end) if whose == "all" else end
-            rule = _Rule(f"endpoint:{template}{part}", whose, key, shape_of(rate))
+            rule = _Rule(f"endpoint{part}:{template}", whose, key, shape_of(rate))
             rules.append((rule, self._least(mode)))
         return rules
 
