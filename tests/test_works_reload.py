@@ -117,14 +117,14 @@ async def test_everything_of_fairness_may_change(tmp_path: Path) -> None:
             default_tier = "guest"
             headers = "draft-11"
             exempt = ["/other"]
-            endpoints = { "/hello" = "50/min" }
-            tiers = { guest = { rate = "1/min" }, gold = { rate = "100/min" } }
+            endpoints = { "/hello" = "20/min" }
+            tiers = { guest = { rate = "1/min" }, gold = { rate = "30/min" } }
             keys = { "secret-key-number-two" = "gold" }
             """,
         )
         await asyncio.sleep(11)
         assert await made.left(key="secret-key-number-two") == (
-            '"tier:gold";r=99;t=60, "endpoint:/hello";r=49;t=60'
+            '"tier:gold";r=29;t=60, "endpoint:/hello";r=19;t=60'
         )
         async with made.client() as client:
             for n in range(3):
