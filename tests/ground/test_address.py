@@ -151,7 +151,7 @@ def test_no_header_takes_long_to_read(filler: str) -> None:
     value = (filler * MAX_FORWARDED)[: MAX_FORWARDED - 1] + "!"
     began = time.process_time()
     client_address(scope("10.0.0.1", ("Forwarded", value), ("X-Forwarded-For", value * 8)), TRUST)
-    assert time.process_time() - began < 0.5
+    assert time.process_time() - began < 0.05
 
 
 ADDRESSES = st.ip_addresses().map(str)
