@@ -129,6 +129,25 @@ def test_several_mistakes_are_told_at_once() -> None:
             'fairness.endpoints."/x".scop',
             "'scope'",
         ),
+        (
+            ("fairness", "endpoints"),
+            {"/x": ["1/s", {"rate": "1/min", "scop": "all"}]},
+            'fairness.endpoints."/x"[1].scop',
+            "'scope'",
+        ),
+        (("fairness", "endpoints"), {"/x": []}, 'fairness.endpoints."/x"', "limits nothing"),
+        (("fairness", "endpoints"), {"/x": ["1/s", "2/s"]}, 'fairness.endpoints."/x"', "the tighter"),
+        (("fairness", "endpoints"), {"/x": 3}, 'fairness.endpoints."/x"', "not a table"),
+        (("fairness", "mode"), "on", "fairness.mode", '"enforce", "shadow", "off"'),
+        (("fairness", "total_rate"), "many", "fairness.total_rate.rate", "not a rate"),
+        (("fairness", "exempt"), ["chat"], "fairness.exempt[0]", '"/chat"'),
+        (("service", "reload"), "10ms", "service.reload", "100ms to 1h"),
+        (
+            ("fairness", "keys"),
+            {"k": {"tier": "free", "tenant": "a b"}},
+            "fairness.keys.k.tenant",
+            "visible ASCII",
+        ),
         (("fairness", "identity"), "cookie:id", "fairness.identity", '"header:NAME"'),
         (("fairness", "keys"), {"k": "gold"}, "fairness.keys.k", "there is no tier 'gold'"),
         (("vendors", "llm", "base_url"), "ftp://x", "vendors.llm.base_url", "not an http or https URL"),
@@ -373,3 +392,21 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
     for path in (pipe, Path("/dev/null")):
         with pytest.raises(PolicyError, match="this is not a regular file"):
             load(path, {})
+
+
+def test_a_key_of_a_caller_is_not_told_in_full() -> None:
+    """Where it is wrong, or what is said of it: a log is no place for it."""
+    for keys in (
+        {"sk-0123456789": "gold"},
+        {"sk-0123456789": {"tier": 3}},
+        {"sk-0123456789 ": "free"},
+    ):
+        data = {
+            "schema": 1,
+            "service": {"name": "svc"},
+            "fairness": {"default_tier": "free", "tiers": {"free": {"rate": "1/s"}}, "keys": keys},
+        }
+        with pytest.raises(PolicyError) as caught:
+            parse(data, environ={})
+        assert "sk-0…" in str(caught.value)
+        assert "sk-0123456789" not in str(caught.value)

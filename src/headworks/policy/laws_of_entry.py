@@ -117,6 +117,32 @@ def endpoints_are_narrower_than_tiers(policy: Policy) -> Findings:
                 )
 
 
+def tenants_get_more_than_one_key(policy: Policy) -> Findings:
+    """What a tenant's keys get together is more than one of them gets, or the tier never decides."""
+    for name, tier in policy.fairness.tiers.items():
+        if tier.tenant_rate is not None and implies(tier.tenant_rate.rate, tier.rate):
+            yield Finding(
+                f"fairness.tiers.{name}.tenant_rate",
+                f"{tier.tenant_rate.rate} for all keys of a tenant leaves none of them {tier.rate}: the "
+                "tier's own rate never decides",
+                f"fairness.tiers.{name}.tenant_rate above {tier.rate}, or a lower rate",
+                "warning",
+            )
+
+
+def exempt_paths_have_no_limits(policy: Policy) -> Findings:
+    """A path is exempt, or has limits of its own, not both."""
+    fairness = policy.fairness
+    for path in fairness.exempt:
+        if path in fairness.endpoints:
+            yield Finding(
+                "fairness.exempt",
+                f'"{path}" asks no limits, so those in fairness.endpoints."{path}" never decide',
+                "take it out of one of them",
+                "warning",
+            )
+
+
 def _and(names: list[str]) -> str:
     return " and of ".join(f"vendors.{name}" for name in names)
 
@@ -128,4 +154,6 @@ LAWS = (
     pods_share_a_store,
     tiers_fit_the_contracts,
     endpoints_are_narrower_than_tiers,
+    tenants_get_more_than_one_key,
+    exempt_paths_have_no_limits,
 )

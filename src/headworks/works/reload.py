@@ -87,18 +87,14 @@ class PolicyWatch:
         if found != self._last:
             self._last = found
             return
+        self._done = found  # whatever comes of it: each new file is read once
         try:
             policy = await asyncio.to_thread(self._read)
-            if signature(self._path) != found:
-                return
-            self._adopt(policy)
+            if signature(self._path) == found:
+                self._adopt(policy)
         except PolicyError as error:
-            self._refused(error)
-        self._done = found
-
-    def _refused(self, error: PolicyError) -> None:
-        log.error("%s is refused, and the policy stays as it is:\n%s", self._path, error)
-        self._telemetry.emit(Changed("policy", "refused", str(error)))
+            log.error("%s is refused, and the policy stays as it is:\n%s", self._path, error)
+            self._telemetry.emit(Changed("policy", "refused", str(error)))
 
 
 class Change(NamedTuple):
