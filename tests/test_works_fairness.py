@@ -559,6 +559,7 @@ async def test_every_answer_tells_its_limits_exactly_once(dialect: str) -> None:
     for answer in answers:
         found = [name for name, _ in answer.headers.multi_items() if "ratelimit" in name]
         assert found == names, answer.url
+        assert ("retry-after" in answer.headers) == (answer.status_code == 429)
     assert answers[1].content == b"xxxxx"
     assert answers[4].headers["x-own"] == "1"
     for name in names:

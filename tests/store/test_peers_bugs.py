@@ -30,12 +30,22 @@ ELSEWHERE = {
         "test_works.py::test_a_stream_carries_its_limits_once_and_an_error_in_it_is_not_answered_twice"
     ),
     "every concrete URL had a limit of its own": (
-        "fairness/test_fairness_routes.py::test_a_root_path_is_not_part_of_the_template"
+        "test_works_fairness.py::test_a_parameter_makes_no_bucket_of_its_own"
     ),
+    "the last route of a path said whether it was exempt, the first one answered": (
+        "test_works_fairness.py::test_the_first_route_that_matches_is_the_one_that_counts"
+    ),
+    "an endpoint that returned a dict was a 500, other answers had their headers twice": (
+        "test_works_fairness.py::test_every_answer_tells_its_limits_exactly_once"
+    ),
+    "websockets had no limits": "test_works_fairness.py::test_a_websocket_is_asked_when_it_connects",
     # fastapi-limiter
     "all users shared one limit": "store/test_conformance.py::test_two_users_do_not_share_a_limit",
+    "every limited route was a 500 once a router was included": (
+        "test_works_fairness.py::test_including_a_router_breaks_no_limited_route"
+    ),
     "the leftmost X-Forwarded-For was believed": (
-        "ground/test_identity.py::test_the_client_is_the_first_untrusted_hop_from_our_side"
+        "ground/test_address.py::test_the_client_is_the_first_untrusted_hop_from_our_side"
     ),
     # pyrate-limiter
     "a flushed script was an error until the next start": (
@@ -60,7 +70,15 @@ ELSEWHERE = {
         "store/test_conformance.py::test_a_race_of_200_for_100_admits_exactly_100"
     ),
     # throttled-py
-    "keys of users became labels of metrics": "telemetry/test_prometheus.py::test_labels_cannot_grow",
+    "keys of users became labels of metrics": (
+        "test_works_fairness.py::test_no_key_reaches_store_log_or_metric"
+    ),
+    "labels grew with what callers invented": (
+        "test_works_fuzz.py::test_ten_thousand_invented_callers_are_one_caller_and_few_labels"
+    ),
+    "limits of a route could not be taken together": (
+        "test_works_fairness.py::test_an_endpoint_has_limits_of_every_scope_at_once"
+    ),
 }
 
 
