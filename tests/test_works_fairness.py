@@ -22,6 +22,7 @@ from tests.test_works import CountingStore, Service
 
 from headworks import Caller
 from headworks.errors import QuotaExceeded, VendorQuota
+from headworks.fairness import limits
 from headworks.store.protocol import Question
 from headworks.telemetry import Decided, Shadowed
 from headworks.testing.cancel import cancel_at_every_await
@@ -87,8 +88,8 @@ async def test_the_resolver_says_which_tenant_a_key_belongs_to() -> None:
 
 async def test_an_endpoint_has_limits_of_every_scope_at_once() -> None:
     """Per user, per tenant, for all; one question; a refusal by any of them takes nothing anywhere."""
-    limits = ["2/min", {"rate": "3/min", "scope": "tenant"}, {"rate": "4/min", "scope": "all"}]
-    made = service(endpoints={"/hello": limits})
+    told = ["2/min", {"rate": "3/min", "scope": "tenant"}, {"rate": "4/min", "scope": "all"}]
+    made = service(endpoints={"/hello": told})
     assert await statuses(made, "acme-1", 3) == [200, 200, 429]
     assert await statuses(made, "acme-2", 3) == [200, 429, 429]
     assert await statuses(made, "pro-1", 3) == [200, 429, 429]
@@ -129,8 +130,8 @@ async def test_the_whole_service_has_a_total() -> None:
 
 async def test_limits_of_a_caller_lie_on_one_slot_of_a_cluster() -> None:
     """Its own, its tenant's and the endpoint's together; what all share is on one other."""
-    limits = ["2/min", {"rate": "3/min", "scope": "tenant"}, {"rate": "4/min", "scope": "all"}]
-    made = service(endpoints={"/hello": limits}, total_rate="100/min")
+    told = ["2/min", {"rate": "3/min", "scope": "tenant"}, {"rate": "4/min", "scope": "all"}]
+    made = service(endpoints={"/hello": told}, total_rate="100/min")
     for key in ("acme-1", "pro-1", ""):
         await statuses(made, key, 1)
         asks = made.store.questions[-1].asks
@@ -144,8 +145,8 @@ async def test_limits_of_a_caller_lie_on_one_slot_of_a_cluster() -> None:
 async def test_no_two_limits_ever_share_a_key() -> None:
     """Whatever a path looks like: a scope or a period in it is not taken for one of ours."""
     paths = ["/hello", "/hello:tenant", "/hello:60s", "/tenant:/hello"]
-    limits = ["2/s", "3/min", {"rate": "3/min", "scope": "tenant"}, {"rate": "4/min", "scope": "all"}]
-    made = service(endpoints=dict.fromkeys(paths, limits), total_rate="100/min")
+    told = ["2/s", "3/min", {"rate": "3/min", "scope": "tenant"}, {"rate": "4/min", "scope": "all"}]
+    made = service(endpoints=dict.fromkeys(paths, told), total_rate="100/min")
     for path in paths:
         made.app.router.routes.append(Route(path, lambda request: PlainTextResponse("x")))
         await statuses(made, "alone", 1, path)
@@ -341,6 +342,19 @@ async def test_several_limits_are_marked_and_the_policy_takes_their_place() -> N
         works.limit("3/s")(x)
     with pytest.raises(ValueError, match="user, tenant, all"):
         works.limit("3/s", scope="everybody")
+
+
+async def test_an_application_that_goes_on_adding_routes_does_not_grow_by_the_old_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is known of routes is bounded, and made again when it is needed."""
+    monkeypatch.setattr(limits, "PLANS", 10)
+    made = service(endpoints={"/hello": "2/min"})
+    for n in range(30):
+        made.app.add_api_route(f"/added/{n}", lambda: 1)
+        await statuses(made, "pro-1", 1, f"/added/{n}")
+        assert len(made.works._fairness.rules.limits._plans) <= 10
+    assert await statuses(made, "pro-1", 3) == [200, 200, 429]
 
 
 # --- charges

@@ -178,7 +178,7 @@ def test_a_cost_is_a_whole_number(units: Any) -> None:
         cost(units)
 
 
-@pytest.mark.parametrize("rate", ["often", "3 tokens/min", ""])
-def test_a_limit_is_a_rate_of_requests(rate: str) -> None:
-    with pytest.raises(ValueError, match=r"rate|requests"):
+@pytest.mark.parametrize("rate", ["often", "3 tokens/min", "", "1/31d burst 1000000000"])
+def test_a_limit_is_a_rate_of_requests_that_can_be_counted(rate: str) -> None:
+    with pytest.raises(ValueError, match=r"rate|requests|burst"):
         limit(rate)

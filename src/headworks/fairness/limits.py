@@ -6,15 +6,17 @@ import hashlib
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from headworks.fairness.routes import Matched, Whose, normalised
+from headworks.fairness.routes import Matched, Whose, normalised, shape_of
 from headworks.identity import Identity
-from headworks.limits.shapes import Bucket, Shape, Window
+from headworks.limits.shapes import Shape
 from headworks.policy.settings import FairnessSettings, Mode
 from headworks.policy.units import Rate, duration_text
 from headworks.store.protocol import Ask, FinalAsk
 
 LONGEST: Final = 128
 """Characters of a route's template that go into a key; a longer one is hashed."""
+PLANS: Final = 10_000
+"""Plans kept, so that an application which goes on adding routes grows by none of its old ones."""
 
 _ORDER: Final[tuple[Whose, ...]] = ("user", "tenant", "all")
 _MODES: Final[tuple[Mode, ...]] = ("enforce", "shadow", "off")
@@ -40,13 +42,6 @@ class _Plan(NamedTuple):
 
 
 Asks = tuple[Ask, ...]
-
-
-def shape_of(rate: Rate) -> Shape:
-    """The shape of a rate: "10/min" is a window, "10/min burst 3" a bucket."""
-    if rate.burst is None:
-        return Window.of(rate.amount, rate.period)
-    return Bucket.of(rate.amount, rate.period, burst=rate.burst)
 
 
 class Limits:
@@ -94,7 +89,7 @@ class Limits:
         return tuple(asks)
 
     def _plan(self, tier: str, matched: Matched | None) -> _Plan:
-        """Made once per tier and route; of routes there are as many as the code has."""
+        """Made once per tier and route."""
         cost = matched.cost if matched else 1
         rules: list[tuple[_Rule, Mode]] = []
         if matched is None or not (matched.exempt or matched.template in self._exempt):
@@ -110,6 +105,8 @@ class Limits:
             tuple(rule for rule, mode in rules if mode == "shadow"),
             cost,
         )
+        if len(self._plans) >= PLANS:
+            self._plans.clear()
         self._plans[tier, matched] = plan
         return plan
 

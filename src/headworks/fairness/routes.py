@@ -21,6 +21,7 @@ from starlette.endpoints import HTTPEndpoint
 from starlette.routing import BaseRoute, Host, Match, Mount
 from starlette.types import Scope
 
+from headworks.limits.shapes import Bucket, Shape, Window
 from headworks.policy.units import Rate, parse_rate
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -67,6 +68,7 @@ def limit(rate: str, *, scope: Whose = "user") -> Callable[[F], F]:
     parsed = parse_rate(rate)
     if parsed.unit != "requests":
         raise ValueError(f"limit({rate!r}): an endpoint's limit counts requests")
+    shape_of(parsed)  # one without a shape is to be heard of now, not by whoever asks first
     if scope not in get_args(Whose):
         raise ValueError(f"limit(scope={scope!r}): a scope is one of {', '.join(get_args(Whose))}")
 
@@ -87,6 +89,13 @@ def exempt(endpoint: F) -> F:
 def _marked(endpoint: F, name: str, value: object) -> F:
     setattr(endpoint, name, value)
     return endpoint
+
+
+def shape_of(rate: Rate) -> Shape:
+    """The shape of a rate: "10/min" is a window, "10/min burst 3" a bucket; `ValueError` without one."""
+    if rate.burst is None:
+        return Window.of(rate.amount, rate.period)
+    return Bucket.of(rate.amount, rate.period, burst=rate.burst)
 
 
 def normalised(path: str) -> str:
