@@ -125,7 +125,7 @@ def limits_one_by_one(patch: Patch) -> None:
     """Layer 4 asks one limit after the other, as everybody else does."""
     ask = Fairness._ask
 
-    async def each(self: Fairness, ticket: Any, asks: tuple[Any, ...]) -> None:
+    async def each(self: Fairness, ticket: Any, asks: tuple[Any, ...], shadow: Any) -> None:
         for one in asks:
             await ask(self, ticket, (one,))
 
@@ -136,10 +136,10 @@ def identity_believed(patch: Patch) -> None:
     """Any key that is sent counts as somebody."""
     resolve = Identifier.resolve
 
-    async def believing(self: Identifier, scope: Any) -> Any:
-        found = await resolve(self, scope)
+    async def believing(self: Identifier, scope: Any, callers: Any) -> Any:
+        found = await resolve(self, scope, callers)
         key = dict(scope["headers"]).get(b"x-api-key", b"").decode()
-        return found if found.known else type(found)(**{**_fields(found), "tenant": key})
+        return found if found.known else type(found)(**{**_fields(found), "user": key, "tenant": key})
 
     patch.setattr(Identifier, "resolve", believing)
 

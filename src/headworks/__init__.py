@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headworks.errors import HeadworksError, PolicyError, Refused
+from headworks.identity import Caller
 
 if TYPE_CHECKING:
     from headworks.works import Headworks
 
-__all__ = ["Headworks", "HeadworksError", "PolicyError", "Refused"]
+__all__ = ["Caller", "Headworks", "HeadworksError", "PolicyError", "Refused"]
 
 
 def __getattr__(name: str) -> object:

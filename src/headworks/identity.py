@@ -1,96 +1,52 @@
-"""Who is asking: the client's address, and its standing by the key it sends.
+"""Who is asking: a caller's standing by the key it sends, else its address.
 
-Nothing a caller writes is believed by itself. Forwarding headers count only from trusted proxies,
-and only as far as these reach. A key counts only if the policy's table or the resolver knows it;
-every other caller is counted by its address, so that inventing keys gains nothing.
+A key counts only if the policy's table or the resolver knows it; every other caller is counted by its
+address, so that inventing keys gains nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextvars import Context
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from headworks.address import Network, Scope, client_address
 from headworks.current import Criticality
 
 log = logging.getLogger("headworks")
 
-Scope = MutableMapping[str, Any]
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Resolver = Callable[[str], Awaitable[str | None]]
-
 MAX_KEY: Final = 256
 """Bytes a caller's key may have; longer ones are treated as unknown."""
-MAX_HOPS: Final = 32
-"""Forwarding hops looked at, counted from our side."""
-NOWHERE: Final = "local"
-"""The address of a peer that has none (a Unix socket)."""
+MAX_ASKING: Final = 1000
+"""Keys the resolver is asked about at once; beyond it, a key not seen before is nobody's for now."""
+UNKNOWN_TTL: Final = 10.0
+"""Seconds for which a key is not asked about again after the resolver did not know it, at most."""
 FAILURE_TTL: Final = 1.0
 """Seconds for which a key is not asked about again after the resolver failed."""
 
-_ADDRESS: Final = "headworks.address"
-"""Where a request's scope keeps its client's address, with the identifier that worked it out."""
+_SEEN: Final = "headworks.identity"
+"""Where a request's scope keeps its identity, with the `Callers` that it was told by."""
 
 
-def client_address(scope: Scope, trust: Iterable[Network]) -> str:
-    """The address a request is counted by.
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose a key is.
 
-    The peer's own, unless the peer is trusted: then `X-Forwarded-For` is walked from the right, past
-    trusted hops only, and the first other address is the client. The walk ends early at anything
-    malformed, with the last good hop. An IPv6 address stands for its whole /64, which is what one
-    subscriber has.
+    tier    name of its tier
+    tenant  the organisation it belongs to, whose keys share the tenant's limits and its part of a
+            vendor's line; None: it stands for itself
     """
-    client = scope.get("client")
-    address = _parse(client[0]) if client else None
-    if address is None:
-        return NOWHERE
-    networks = tuple(trust)
-    if _trusted(address, networks):
-        for hop in _hops(scope):
-            found = _parse(hop)
-            if found is None:
-                break
-            address = found
-            if not _trusted(address, networks):
-                break
-    if address.version == 6:
-        return f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
-    return str(address)
+
+    tier: str
+    tenant: str | None = None
 
 
-def _hops(scope: Scope) -> Iterable[str]:
-    """What `X-Forwarded-For` names, nearest hop first; several such headers read as one list."""
-    headers = [value for name, value in scope.get("headers", ()) if name == b"x-forwarded-for"]
-    rest = b",".join(headers).decode("latin-1")
-    for _ in range(MAX_HOPS):
-        rest, comma, hop = rest.rpartition(",")
-        if hop.strip() or comma:
-            yield hop.strip()
-        if not comma:
-            return
-
-
-def _parse(text: str) -> Address | None:
-    """An address, with or without brackets, port or zone; None when it is none."""
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
-
-
-def _trusted(address: Address, networks: tuple[Network, ...]) -> bool:
-    return any(address in network for network in networks)
+Resolver = Callable[[str], Awaitable[str | Caller | None]]
+"""async (key) -> its caller, or only the name of its tier, or None for a key it does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,44 +61,110 @@ class Rank:
 class Identity:
     """A caller as the layers know it.
 
-    tenant       whom limits and fair shares are kept for: a digest of a known key, else the address.
-                 Bounded in length, and never a key as it was sent
+    user         whom its own limits are kept for: a digest of a known key, else the address. Bounded in
+                 length, and never a key as it was sent
+    tenant       whom it shares with: a digest of its organisation, else the same as `user`
     tier         name of the tier
     criticality  the tier's class under pressure
     weight       the tier's weight, ≥ 1
     known        whether the key is one the policy or the resolver vouches for
-    address      the client's address
     """
 
+    user: str
     tenant: str
     tier: str
     criticality: Criticality
     weight: int
     known: bool
-    address: str
 
 
-@dataclass(frozen=True, slots=True)
+class Callers:
+    """What a policy says of callers; exchanged as a whole when the policy is.
+
+    header        name of the header that carries the key
+    tiers         rank of every tier by name; holds `default_tier`
+    default_tier  the tier of everybody unknown
+    keys          table of keys and whose they are (or only their tiers), asked before the resolver
+    trust         networks whose forwarding headers are believed
+    ttl           seconds an answer of the resolver is used, default 60 (at most 10 where it did not
+                  know the key); a known key whose answer ran out keeps it while the resolver fails
+    size          answers remembered, default 10,000; unknown keys have a memory of their own of the
+                  same size and push no known key out
+    """
+
+    def __init__(
+        self,
+        *,
+        header: str,
+        tiers: Mapping[str, Rank],
+        default_tier: str,
+        keys: Mapping[str, str | Caller] | None = None,
+        trust: Iterable[Network] = (),
+        ttl: float = 60.0,
+        size: int = 10_000,
+    ) -> None:
+        self.header = header.lower().encode("latin-1")
+        self.tiers, self.default_tier = dict(tiers), default_tier
+        self.trust, self.ttl, self.size = tuple(trust), ttl, size
+        self.table = {
+            digest: self.somebody(digest, caller if isinstance(caller, Caller) else Caller(caller))
+            for digest, caller in ((digest_of(key.encode()), c) for key, c in (keys or {}).items())
+        }
+
+    def somebody(self, digest: str, caller: Caller) -> Identity:
+        """The owner of a known key; a tier the policy does not have is the default one."""
+        tier = caller.tier if caller.tier in self.tiers else self.default_tier
+        rank, user = self.tiers[tier], f"key:{digest}"
+        tenant = user if not caller.tenant else f"org:{digest_of(caller.tenant.encode())}"
+        return Identity(user, tenant, tier, rank.criticality, rank.weight, True)
+
+    def nobody(self, scope: Scope) -> Identity:
+        """A caller nobody vouches for, counted by address."""
+        user, rank = f"ip:{client_address(scope, self.trust)}", self.tiers[self.default_tier]
+        return Identity(user, user, self.default_tier, rank.criticality, rank.weight, False)
+
+    def key(self, scope: Scope) -> bytes | None:
+        """The key as sent; None when absent, sent twice, too long, or no printable UTF-8."""
+        sent = [value for name, value in scope.get("headers", ()) if name == self.header]
+        key = sent[0].strip() if len(sent) == 1 else b""
+        if not 0 < len(key) <= MAX_KEY:
+            return None
+        try:
+            printable = key.decode().isprintable()
+        except UnicodeDecodeError:
+            return None
+        return key if printable else None
+
+
 class _Entry:
-    """What is known of one key until `expires` (loop time); `tier` None: nobody vouches for it."""
+    """What is known of one key until `expires` (loop time); `caller` None: nobody vouches for it."""
 
-    tier: str | None
-    expires: float
+    __slots__ = ("_callers", "_identity", "caller", "expires")
+
+    def __init__(self, caller: Caller | None, expires: float) -> None:
+        self.caller, self.expires = caller, expires
+        self._callers: Callers | None = None
+
+    def identity(self, callers: Callers, digest: str) -> Identity | None:
+        if self.caller is None:
+            return None
+        if self._callers is not callers:
+            self._callers, self._identity = callers, callers.somebody(digest, self.caller)
+        return self._identity
 
 
 class _Cache:
-    """Remembers at most `size` entries, the newest; an expired entry is kept until it is pushed out."""
+    """Remembers at most so many entries, the newest; an expired one is kept until it is pushed out."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
 
     def get(self, digest: str) -> _Entry | None:
         return self._entries.get(digest)
 
-    def put(self, digest: str, entry: _Entry) -> None:
+    def put(self, digest: str, entry: _Entry, size: int) -> None:
         self._entries.pop(digest, None)
-        while len(self._entries) >= self._size:
+        while len(self._entries) >= size:
             del self._entries[next(iter(self._entries))]
         self._entries[digest] = entry
 
@@ -156,100 +178,65 @@ class _Cache:
 class Identifier:
     """Tells who is asking, from a bounded cache at once or by asking the resolver.
 
-    header        name of the header that carries the key
-    tiers         rank of every tier by name; holds `default_tier`
-    default_tier  the tier of everybody unknown
-    keys          table of keys and their tiers, asked before the resolver
-    resolve       async (key) -> name of a tier, or None for a key it does not know
-    trust         networks whose forwarding headers are believed
-    ttl           seconds an answer of the resolver is used, default 60; a known key whose answer
-                  ran out keeps its tier while the resolver fails
-    size          answers remembered, default 10,000; unknown keys have a memory of their own of the
-                  same size and push no known key out
-    timeout       seconds the resolver may take, default 1
-    warn          called with a sentence when the resolver fails
+    callers  what the policy says of callers; may be exchanged while requests are served, and what the
+             resolver has said stays known
+    resolve  asked about keys that the policy's table does not have
+    timeout  seconds the resolver may take, default 1
+    warn     called with a sentence when the resolver fails
     """
 
     def __init__(
         self,
+        callers: Callers,
         *,
-        header: str,
-        tiers: Mapping[str, Rank],
-        default_tier: str,
-        keys: Mapping[str, str] | None = None,
         resolve: Resolver | None = None,
-        trust: Iterable[Network] = (),
-        ttl: float = 60.0,
-        size: int = 10_000,
         timeout: float = 1.0,
         warn: Callable[[str], None] = log.warning,
     ) -> None:
-        self._header = header.lower().encode("latin-1")
-        self._tiers, self._default_tier = dict(tiers), default_tier
-        self._table = {_digest(key.encode()): tier for key, tier in (keys or {}).items()}
-        self._resolver, self._trust = resolve, tuple(trust)
-        self._ttl, self._timeout, self._warn = ttl, timeout, warn
-        self._known, self._unknown = _Cache(size), _Cache(size)
-        self._asking: dict[str, asyncio.Task[str | None]] = {}
+        self.callers = callers
+        self._resolver, self._timeout, self._warn = resolve, timeout, warn
+        self._known, self._unknown = _Cache(), _Cache()
+        self._asking: dict[str, asyncio.Task[_Entry | None]] = {}
 
     def identify(self, scope: Scope) -> Identity:
         """The caller by what is known already, without waiting; a key not known yet is nobody's."""
-        key = self._key(scope)
+        callers = self.callers
+        key = callers.key(scope)
         if key is None:
-            return self._nobody(scope)
-        digest = _digest(key)
-        tier = self._table.get(digest)
-        if tier is None:
-            entry = self._known.get(digest)
-            tier = entry.tier if entry else None
-        return self._somebody(scope, digest, tier) if tier else self._nobody(scope)
+            identity, sure = callers.nobody(scope), True
+        else:
+            digest = digest_of(key)
+            found = callers.table.get(digest)
+            sure = found is not None or self._resolver is None
+            if found is None and (entry := self._known.get(digest)) is not None:
+                found = entry.identity(callers, digest)
+                sure = entry.expires > asyncio.get_running_loop().time()
+            identity = found or callers.nobody(scope)
+        if sure:
+            scope[_SEEN] = (callers, identity)
+        return identity
 
-    async def resolve(self, scope: Scope) -> Identity:
+    async def resolve(self, scope: Scope, callers: Callers | None = None) -> Identity:
         """The caller, asking the resolver where nothing is known. Many at once with one key ask once.
+
+        callers  what to go by; default: the newest
 
         A resolver that fails or takes longer than `timeout` makes the caller nobody in particular:
         the default tier, counted by address. Never raises on account of the resolver.
         """
-        key = self._key(scope)
+        callers = callers or self.callers
+        seen = scope.get(_SEEN)
+        if seen is not None and seen[0] is callers:
+            return seen[1]  # type: ignore[no-any-return]  # what `identify` left there
+        key = callers.key(scope)
         if key is None:
-            return self._nobody(scope)
-        digest = _digest(key)
-        tier = self._table.get(digest)
-        if tier is None and self._resolver is not None:
-            fresh = self._fresh(digest)
-            tier = fresh.tier if fresh else await self._lookup(key, digest)
-        return self._somebody(scope, digest, tier) if tier else self._nobody(scope)
-
-    def _key(self, scope: Scope) -> bytes | None:
-        """The key as sent; None when absent, sent twice, too long, or no printable UTF-8."""
-        sent = [value for name, value in scope.get("headers", ()) if name == self._header]
-        key = sent[0].strip() if len(sent) == 1 else b""
-        if not 0 < len(key) <= MAX_KEY:
-            return None
-        try:
-            printable = key.decode().isprintable()
-        except UnicodeDecodeError:
-            return None
-        return key if printable else None
-
-    def _address(self, scope: Scope) -> str:
-        """The client's address, worked out once per request."""
-        kept = scope.get(_ADDRESS)
-        if kept is None or kept[0] is not self:
-            kept = scope[_ADDRESS] = (self, client_address(scope, self._trust))
-        return str(kept[1])
-
-    def _nobody(self, scope: Scope) -> Identity:
-        address = self._address(scope)
-        rank = self._tiers[self._default_tier]
-        return Identity(
-            f"ip:{address}", self._default_tier, rank.criticality, rank.weight, False, address
-        )
-
-    def _somebody(self, scope: Scope, digest: str, tier: str) -> Identity:
-        address = self._address(scope)
-        rank = self._tiers[tier]
-        return Identity(f"key:{digest}", tier, rank.criticality, rank.weight, True, address)
+            return callers.nobody(scope)
+        digest = digest_of(key)
+        found = callers.table.get(digest)
+        if found is None and self._resolver is not None:
+            entry = self._fresh(digest) or await self._lookup(key, digest)
+            found = entry.identity(callers, digest) if entry else None
+        return found or callers.nobody(scope)
 
     def _fresh(self, digest: str) -> _Entry | None:
         now = asyncio.get_running_loop().time()
@@ -259,11 +246,15 @@ class Identifier:
                 return entry
         return None
 
-    async def _lookup(self, key: bytes, digest: str) -> str | None:
+    async def _lookup(self, key: bytes, digest: str) -> _Entry | None:
         """The resolver's answer, from the one task that asks for this key."""
         task = self._asking.get(digest)
         if task is None:
-            task = asyncio.get_running_loop().create_task(self._ask(key.decode(), digest))
+            if len(self._asking) >= MAX_ASKING:
+                return self._known.get(digest)
+            # In an empty context: the answer is everybody's, not a part of whose request came first.
+            asking = self._ask(key.decode(), digest)
+            task = asyncio.get_running_loop().create_task(asking, context=Context())
             self._asking[digest] = task
             task.add_done_callback(lambda _: self._asking.pop(digest, None))
         # Not `await task`: a caller who leaves must not take the answer from the others. The bound
@@ -271,26 +262,40 @@ class Identifier:
         await asyncio.wait((task,), timeout=self._timeout * 2)
         return task.result() if task.done() and not task.cancelled() else None
 
-    async def _ask(self, key: str, digest: str) -> str | None:
+    async def _ask(self, key: str, digest: str) -> _Entry:
         assert self._resolver is not None
-        ttl = self._ttl
+        caller: Caller | None
         try:
             async with asyncio.timeout(self._timeout):
-                tier = await self._resolver(key)
-            if tier is not None and tier not in self._tiers:
-                self._warn(f"the resolver named the tier {tier!r:.60}, which the policy does not have")
-                tier = self._default_tier
+                caller = self._read(await self._resolver(key))
+            ttl = self.callers.ttl if caller else min(UNKNOWN_TTL, self.callers.ttl)
         except Exception as error:  # whatever a resolver raises, its callers are served
-            reason = "took too long" if isinstance(error, TimeoutError) else f"raised {error!r:.200}"
-            self._warn(f"the resolver {reason}; the caller is counted by address")
-            ttl, stale = min(FAILURE_TTL, self._ttl), self._known.get(digest)
-            tier = stale.tier if stale else None
-        entry = _Entry(tier, asyncio.get_running_loop().time() + ttl)
-        (self._known if tier else self._unknown).put(digest, entry)
-        (self._unknown if tier else self._known).drop(digest)
-        return tier
+            # Only its kind: libraries like to quote what they were given, and that is a secret here.
+            name = type(error).__qualname__
+            reason = "took too long" if isinstance(error, TimeoutError) else f"raised {name}"
+            self._warn(f"the resolver {reason}; a key not known before is counted by address")
+            ttl, stale = min(FAILURE_TTL, self.callers.ttl), self._known.get(digest)
+            caller = stale.caller if stale else None
+        entry = _Entry(caller, asyncio.get_running_loop().time() + ttl)
+        (self._known if caller else self._unknown).put(digest, entry, self.callers.size)
+        (self._unknown if caller else self._known).drop(digest)
+        return entry
+
+    def _read(self, answer: str | Caller | None) -> Caller | None:
+        """What the resolver answered; `TypeError` where that is nothing it may answer."""
+        caller = Caller(answer) if isinstance(answer, str) else answer
+        if caller is None:
+            return None
+        fields = (caller.tier, caller.tenant or "") if isinstance(caller, Caller) else (None,)
+        if not all(isinstance(field, str) for field in fields):
+            raise TypeError(f"a {type(answer).__name__}, where a tier, a Caller or None belongs")
+        if caller.tier not in self.callers.tiers:
+            self._warn(
+                f"the resolver named the tier {caller.tier!r:.60}, which the policy does not have"
+            )
+        return caller
 
 
-def _digest(key: bytes) -> str:
+def digest_of(key: bytes) -> str:
     """32 hexadecimal digits that stand for a key, in memory and in the store."""
     return hashlib.blake2b(key, digest_size=16).hexdigest()

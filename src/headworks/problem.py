@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
 
 from headworks.errors import Refused
+
+TRY_AGAIN_LATER: Final = 1013
+"""Close code of a refused websocket where it cannot be answered in HTTP (IANA registry)."""
 
 REGISTRY = "https://iana.org/assignments/http-problem-types#"
 """Base of the problem types registered by draft-ietf-httpapi-ratelimit-headers."""
@@ -58,3 +62,18 @@ def render(refused: Refused, extra: Headers | None = None) -> tuple[int, Headers
     if after is not None:
         headers.append((b"retry-after", after.encode()))
     return refused.status, headers + (extra or []), content
+
+
+async def refuse_websocket(
+    scope: Mapping[str, Any],
+    send: Callable[[dict[str, Any]], Awaitable[None]],
+    refused: Refused,
+    extra: Headers | None = None,
+) -> None:
+    """Answer a websocket that was not accepted yet: in HTTP where the server can, else by closing it."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": refused.reason})
+        return
+    status, headers, body = render(refused, extra)
+    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})

@@ -11,7 +11,7 @@ from typing import Any
 from headworks.admission import AdmissionGate, AdmissionStatistics, Answers, Pressure, Slots
 from headworks.cleanup import Reaper
 from headworks.current import Criticality
-from headworks.identity import Identifier, Rank
+from headworks.identity import Callers, Identifier, Rank
 from headworks.telemetry import Telemetry
 from headworks.testing.recording import RecordingSink
 
@@ -86,7 +86,12 @@ class Pod:
             slots=self.slots,
             answers=self.answers,
             identifier=Identifier(
-                header="x-key", tiers=TIERS, default_tier="default", keys={name: name for name in TIERS}
+                Callers(
+                    header="x-key",
+                    tiers=TIERS,
+                    default_tier="default",
+                    keys={name: name for name in TIERS},
+                )
             ),
             sla=sla,
             deadline_header="X-Request-Timeout",

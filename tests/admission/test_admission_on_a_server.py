@@ -14,7 +14,7 @@ import uvicorn
 
 from headworks.admission import AdmissionGate, Answers, Slots
 from headworks.cleanup import Reaper
-from headworks.identity import Identifier, Rank
+from headworks.identity import Callers, Identifier, Rank
 from headworks.telemetry import Telemetry
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -25,7 +25,7 @@ async def serving(
     app: App, slots: Slots, write_stall: float = 15.0, **server_options: Any
 ) -> AsyncIterator[tuple[int, uvicorn.Server]]:
     """A server with the gate around `app` on a port of its own."""
-    identifier = Identifier(header="x-key", tiers={"free": Rank()}, default_tier="free")
+    identifier = Identifier(Callers(header="x-key", tiers={"free": Rank()}, default_tier="free"))
     gate = AdmissionGate(
         app,
         slots=slots,

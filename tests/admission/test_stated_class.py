@@ -9,17 +9,19 @@ import pytest
 
 from headworks.admission import StatedClass
 from headworks.current import Criticality, Current
-from headworks.identity import Identifier, Rank
+from headworks.identity import Callers, Identifier, Rank
 
 GATEWAY, INSIDE, OUTSIDE = "10.0.0.1", "10.2.3.4", "203.0.113.7"
 TRUST = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::/32")]
-STATED = StatedClass("X-Class", TRUST)
+STATED = StatedClass("X-Class")
 IDENTIFIER = Identifier(
-    header="x-key",
-    tiers={"free": Rank(Criticality.SHEDDABLE), "best": Rank(Criticality.CRITICAL)},
-    default_tier="free",
-    keys={"f": "free", "b": "best"},
-    trust=TRUST,
+    Callers(
+        header="x-key",
+        tiers={"free": Rank(Criticality.SHEDDABLE), "best": Rank(Criticality.CRITICAL)},
+        default_tier="free",
+        keys={"f": "free", "b": "best"},
+        trust=TRUST,
+    )
 )
 
 
@@ -32,7 +34,7 @@ def stands(
     headers += [(b"x-forwarded-for", forwarded.encode())] if forwarded else []
     scope: dict[str, Any] = {"type": "http", "headers": headers, "client": (peer, 1) if peer else None}
     identity = IDENTIFIER.identify(scope)
-    current = Current(stated=STATED.of(scope, identity))
+    current = Current(stated=STATED.of(scope, TRUST))
     current.rank(identity.criticality, known=identity.known)
     return current.criticality
 

@@ -180,10 +180,10 @@ def test_markers_are_read_from_the_matched_route() -> None:
     for path in ("/r/below", "/r/wrapped", "/partial"):
         matched = routes.find(scope(path))
         assert matched is not None
-        assert (matched.cost, matched.rate) == (5, Rate(3, 60.0))
+        assert (matched.cost, matched.limits) == (5, ((Rate(3, 60.0), "user"),))
     matched = routes.find(scope("/r/above"))
     assert matched is not None
-    assert (matched.cost, matched.rate) == (2, None)
+    assert (matched.cost, matched.limits) == (2, ())
 
 
 @pytest.mark.parametrize("units", [-1, 1.5, True, "3"])
@@ -192,7 +192,7 @@ def test_a_cost_is_a_whole_number(units: Any) -> None:
         cost(units)
 
 
-@pytest.mark.parametrize("rate", ["often", "3 tokens/min", ""])
-def test_a_limit_is_a_rate_of_requests(rate: str) -> None:
-    with pytest.raises(ValueError, match=r"rate|requests"):
+@pytest.mark.parametrize("rate", ["often", "3 tokens/min", "", "1/31d burst 1000000000"])
+def test_a_limit_is_a_rate_of_requests_that_can_be_counted(rate: str) -> None:
+    with pytest.raises(ValueError, match=r"rate|requests|burst"):
         limit(rate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import ipaddress
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headworks.current import Criticality
-from headworks.identity import MAX_KEY, Identifier, Rank, client_address
+from headworks.identity import MAX_ASKING, MAX_KEY, Caller, Callers, Identifier, Rank
 from headworks.testing.loop import run
 
 TRUST = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))
@@ -25,55 +26,6 @@ def scope(peer: str | None = "10.0.0.1", *headers: tuple[str, str | bytes]) -> d
         for name, value in headers
     ]
     return {"type": "http", "client": (peer, 40_000) if peer else None, "headers": encoded}
-
-
-@pytest.mark.parametrize(
-    ("peer", "forwarded", "expected"),
-    [
-        ("203.0.113.7", [], "203.0.113.7"),
-        ("203.0.113.7", ["198.51.100.1"], "203.0.113.7"),  # an untrusted peer says nothing
-        ("10.0.0.1", [], "10.0.0.1"),
-        ("10.0.0.1", ["198.51.100.1"], "198.51.100.1"),
-        ("10.0.0.1", ["1.1.1.1, 198.51.100.1"], "198.51.100.1"),  # what the client wrote is ignored
-        ("10.0.0.1", ["1.1.1.1, 198.51.100.1, 10.9.9.9"], "198.51.100.1"),
-        ("10.0.0.1", ["1.1.1.1", "198.51.100.1"], "198.51.100.1"),  # two headers read as one list
-        ("10.0.0.1", ["10.0.0.5"], "10.0.0.5"),  # a trusted client
-        ("10.0.0.1", ["garbage"], "10.0.0.1"),
-        ("10.0.0.1", ["1.1.1.1, garbage"], "10.0.0.1"),
-        ("10.0.0.1", ["1.1.1.1,"], "10.0.0.1"),
-        ("10.0.0.1", ["garbage, 10.0.0.5"], "10.0.0.5"),
-        ("10.0.0.1", [""], "10.0.0.1"),
-        ("10.0.0.1", ["198.51.100.1:443"], "198.51.100.1"),
-        ("10.0.0.1", ["[2001:db8:1:2:3:4:5:6]:443"], "2001:db8:1:2::/64"),
-        ("fd00::1", ["2001:db8:1:2:ffff::"], "2001:db8:1:2::/64"),
-        ("2001:db8:1:2::9", [], "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", [], "fe80::/64"),
-        ("::ffff:203.0.113.7", [], "203.0.113.7"),
-        ("::ffff:10.0.0.1", ["198.51.100.1"], "198.51.100.1"),
-        (None, ["198.51.100.1"], "local"),
-        ("not an address", [], "local"),
-    ],
-)
-def test_the_client_is_the_first_untrusted_hop_from_our_side(
-    peer: str | None, forwarded: list[str], expected: str
-) -> None:
-    """Forwarding headers are walked from the right, past trusted hops, from a trusted peer only."""
-    headers = [("X-Forwarded-For", value) for value in forwarded]
-    assert client_address(scope(peer, *headers), TRUST) == expected
-
-
-def test_a_list_of_hops_without_end_is_looked_at_only_so_far() -> None:
-    """A thousand trusted hops cost no more than the bound, and name the last one looked at."""
-    hops = ", ".join(["198.51.100.1"] + ["10.0.0.2"] * 1000)
-    assert client_address(scope("10.0.0.1", ("X-Forwarded-For", hops)), TRUST) == "10.0.0.2"
-
-
-@given(st.binary(max_size=200), st.one_of(st.none(), st.text(max_size=50)))
-def test_no_header_breaks_the_address(forwarded: bytes, peer: str | None) -> None:
-    """Whatever is sent, an address comes out, and a short one."""
-    request = scope(peer, ("X-Forwarded-For", forwarded))
-    assert len(client_address(request, TRUST)) <= 45
-    assert len(client_address(scope("10.0.0.1", ("X-Forwarded-For", forwarded)), TRUST)) <= 45
 
 
 class Answers:
@@ -95,13 +47,10 @@ class Answers:
 def identifier(
     resolve: Callable[[str], Awaitable[str | None]] | None = None, **options: Any
 ) -> Identifier:
-    defaults: dict[str, Any] = {
-        "header": "X-API-Key",
-        "tiers": TIERS,
-        "default_tier": "free",
-        "warn": lambda sentence: None,
-    }
-    return Identifier(resolve=resolve, **(defaults | options))
+    more = {name: options.pop(name) for name in ("timeout", "warn") if name in options}
+    told: dict[str, Any] = {"header": "X-API-Key", "tiers": TIERS, "default_tier": "free"}
+    warn: dict[str, Any] = {"warn": lambda sentence: None}
+    return Identifier(Callers(**(told | options)), resolve=resolve, **(warn | more))
 
 
 def keyed(key: str | bytes, peer: str = "203.0.113.7") -> dict[str, Any]:
@@ -170,6 +119,141 @@ async def test_invented_keys_push_no_known_key_out() -> None:
     assert ident.identify(keyed("k")).tier == "pro"
     assert len(ident._known) == 1
     assert len(ident._unknown) == 10
+
+
+async def test_a_key_that_is_new_is_known_soon() -> None:
+    """That nobody vouched for a key is believed for ten seconds, not for the whole TTL."""
+    resolve = Answers()
+    ident = identifier(resolve, ttl=60.0)
+    assert (await ident.resolve(keyed("new"))).known is False
+    resolve.tiers["new"] = "pro"
+    await asyncio.sleep(9.5)
+    assert (await ident.resolve(keyed("new"))).known is False
+    assert len(resolve.asked) == 1
+    await asyncio.sleep(0.6)
+    assert (await ident.resolve(keyed("new"))).tier == "pro"
+
+
+async def test_a_flood_of_invented_keys_asks_about_so_many_at_once() -> None:
+    """Callers who leave do not pile up questions; beyond the bound a new key is nobody's for now."""
+    resolve = Answers(seconds=0.9, k="pro")
+    ident = identifier(resolve, ttl=60.0)
+    await ident.resolve(keyed("k"))
+    await asyncio.sleep(100)
+    flood = [asyncio.create_task(ident.resolve(keyed(f"invented-{n}"))) for n in range(MAX_ASKING + 50)]
+    await asyncio.sleep(0)
+    for task in flood:
+        task.cancel()
+    await asyncio.sleep(0.1)
+    assert len(resolve.asked) == MAX_ASKING + 1
+    assert (await ident.resolve(keyed("k"))).tier == "pro", "what was known is not forgotten for it"
+    await asyncio.sleep(1.0)
+    assert ident._asking == {}
+    assert (await ident.resolve(keyed("k"))).tier == "pro"
+    assert resolve.asked[-1] == "k"
+
+
+async def test_a_resolver_hears_nothing_of_whose_request_came_first() -> None:
+    """Its answer is everybody's: neither a deadline nor anything else of one request is around it."""
+    seen: list[str] = []
+    mark = contextvars.ContextVar("mark", default="nobody's")
+
+    async def resolve(key: str) -> str | None:
+        seen.append(mark.get())
+        return "pro"
+
+    mark.set("the first caller's")
+    await identifier(resolve).resolve(keyed("k"))
+    assert seen == ["nobody's"]
+
+
+async def test_every_await_of_a_lookup_may_be_cancelled() -> None:
+    """Whoever leaves leaves nothing behind, and the others get their answer."""
+    resolve = Answers(k="pro")
+    for steps in range(6):
+        ident = identifier(resolve)
+        leaving = asyncio.create_task(ident.resolve(keyed("k")))
+        staying = asyncio.create_task(ident.resolve(keyed("k")))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        leaving.cancel()
+        assert (await staying).tier == "pro"
+        await asyncio.wait((leaving,))
+        assert ident._asking == {}
+
+
+WRONG: Any = Caller
+
+
+@pytest.mark.parametrize("answer", [3, ["pro"], {"tier": "pro"}, WRONG(["pro"]), WRONG("pro", 7)])
+async def test_an_answer_that_is_none_makes_the_caller_nobody(answer: Any) -> None:
+    """Whatever a resolver returns, its caller is served, and somebody is told."""
+
+    async def resolve(key: str) -> Any:
+        return answer
+
+    warnings: list[str] = []
+    who = await identifier(resolve, warn=warnings.append).resolve(keyed("k"))
+    assert who.known is False
+    assert "TypeError" in warnings[0]
+
+
+async def test_what_a_resolver_raises_tells_no_key() -> None:
+    """Databases like to quote what they were asked."""
+
+    async def resolve(key: str) -> str | None:
+        raise LookupError(f"no row for {key}")
+
+    warnings: list[str] = []
+    await identifier(resolve, warn=warnings.append).resolve(keyed("sk-secret"))
+    assert len(warnings) == 1
+    assert "LookupError" in warnings[0]
+    assert "sk-secret" not in warnings[0]
+
+
+async def test_keys_of_one_tenant_are_users_of_their_own_and_share_their_tenant() -> None:
+    """From the table or the resolver; the tenant's name is hashed like a key, and "" is none."""
+    table = {"a": Caller("pro", "acme"), "b": Caller("free", "acme"), "c": Caller("pro", "")}
+    ident = identifier(Answers(), keys=table)
+
+    async def resolve(key: str) -> Caller | None:
+        return table[key]
+
+    asked = identifier(resolve)
+    for each in (ident, asked):
+        who = [await each.resolve(keyed(key)) for key in "abc"]
+        first, second, alone = who
+        assert first.tenant == second.tenant != first.user
+        assert first.user != second.user
+        assert (first.tier, second.tier) == ("pro", "free")
+        assert alone.tenant == alone.user
+        assert "acme" not in repr(who)
+
+
+async def test_other_callers_may_take_the_place_while_what_the_resolver_said_stays() -> None:
+    """A tier that is gone is the default one; a key that left the table is the resolver's; no key is
+    asked about again."""
+    resolve = Answers(k="pro", t="pro")
+    ident = identifier(resolve, keys={"t": "free"})
+    assert (await ident.resolve(keyed("k"))).weight == 3
+    ident.callers = Callers(header="X-Key", tiers={"free": Rank(weight=7)}, default_tier="free")
+    assert (await ident.resolve(keyed("k"))).known is False, "another header now"
+    for key in ("k", "t"):
+        request = scope("203.0.113.7", ("X-Key", key))
+        assert ident.identify(request).weight == 7
+        who = await ident.resolve(request)
+        assert (who.tier, who.weight, who.known) == ("free", 7, True)
+    assert resolve.asked == ["k", "t"]
+
+
+async def test_a_request_is_told_by_the_callers_it_is_asked_with() -> None:
+    """What admission saw under an old policy does not stand for the new one."""
+    ident = identifier(keys={"k": "pro"})
+    old, request = ident.callers, keyed("k")
+    assert ident.identify(request).tier == "pro"
+    ident.callers = Callers(header="X-API-Key", tiers=TIERS, default_tier="free", keys={"k": "free"})
+    assert (await ident.resolve(request, old)).tier == "pro"
+    assert (await ident.resolve(request)).tier == "free"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("database"), TimeoutError(), None])

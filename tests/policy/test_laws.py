@@ -86,6 +86,8 @@ CASES = [
     (("fairness.tiers.pro.rate", "601/min"), "warning", "601/min, above what all vendors", "600/min"),
     (("fairness.tiers.pro.rate", "60/s"), "warning", "above gateway.per_ip_rate = 50/s", "10/s"),
     (("fairness.endpoints./chat", "100/min"), "warning", "every tier is as tight", "99/min"),
+    (("fairness.tiers.pro.tenant_rate", "100/min"), "warning", "leaves none of them", "101/min"),
+    (("fairness.exempt", ["/chat"]), "warning", "asks no limits", []),
 ]
 
 

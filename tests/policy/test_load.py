@@ -68,7 +68,7 @@ def test_the_shipped_policy_is_sound_and_says_what_the_design_says() -> None:
     policy = load(SHIPPED, {})
     assert [finding for finding in check(policy) if finding.severity != "note"] == []
     assert policy.fairness.tiers["free"].rate == Rate(10, 60.0)
-    assert policy.fairness.endpoints["/chat"].rate == Rate(20, 60.0)
+    assert policy.fairness.endpoints["/chat"][0].rate == Rate(20, 60.0)
     assert policy.vendors["llm"].quota == (Rate(500, 60.0), Rate(200_000, 60.0, "tokens"))
     assert (policy.deploy.replicas, policy.admission.max_in_flight, policy.vendors["llm"].slots) == (
         10,
@@ -128,6 +128,25 @@ def test_several_mistakes_are_told_at_once() -> None:
             {"/x": {"rate": "1/s", "scop": "all"}},
             'fairness.endpoints."/x".scop',
             "'scope'",
+        ),
+        (
+            ("fairness", "endpoints"),
+            {"/x": ["1/s", {"rate": "1/min", "scop": "all"}]},
+            'fairness.endpoints."/x"[1].scop',
+            "'scope'",
+        ),
+        (("fairness", "endpoints"), {"/x": []}, 'fairness.endpoints."/x"', "limits nothing"),
+        (("fairness", "endpoints"), {"/x": ["1/s", "2/s"]}, 'fairness.endpoints."/x"', "the tighter"),
+        (("fairness", "endpoints"), {"/x": 3}, 'fairness.endpoints."/x"', "not a table"),
+        (("fairness", "mode"), "on", "fairness.mode", '"enforce", "shadow", "off"'),
+        (("fairness", "total_rate"), "many", "fairness.total_rate.rate", "not a rate"),
+        (("fairness", "exempt"), ["chat"], "fairness.exempt[0]", '"/chat"'),
+        (("service", "reload"), "10ms", "service.reload", "100ms to 1h"),
+        (
+            ("fairness", "keys"),
+            {"k": {"tier": "free", "tenant": "a b"}},
+            "fairness.keys.k.tenant",
+            "visible ASCII",
         ),
         (("fairness", "identity"), "cookie:id", "fairness.identity", '"header:NAME"'),
         (("fairness", "keys"), {"k": "gold"}, "fairness.keys.k", "there is no tier 'gold'"),
@@ -379,3 +398,21 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
     for path in (pipe, Path("/dev/null")):
         with pytest.raises(PolicyError, match="this is not a regular file"):
             load(path, {})
+
+
+def test_a_key_of_a_caller_is_not_told_in_full() -> None:
+    """Where it is wrong, or what is said of it: a log is no place for it."""
+    for keys in (
+        {"sk-0123456789": "gold"},
+        {"sk-0123456789": {"tier": 3}},
+        {"sk-0123456789 ": "free"},
+    ):
+        data = {
+            "schema": 1,
+            "service": {"name": "svc"},
+            "fairness": {"default_tier": "free", "tiers": {"free": {"rate": "1/s"}}, "keys": keys},
+        }
+        with pytest.raises(PolicyError) as caught:
+            parse(data, environ={})
+        assert "sk-0…" in str(caught.value)
+        assert "sk-0123456789" not in str(caught.value)

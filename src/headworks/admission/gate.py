@@ -32,13 +32,10 @@ from headworks.cleanup import Reaper
 from headworks.current import Criticality, Current, enter, leave
 from headworks.errors import CallerLeft, DeadlineExceeded, Refused
 from headworks.identity import Identifier
-from headworks.problem import render
+from headworks.problem import refuse_websocket
 from headworks.telemetry import Decided, Queued, Served, Telemetry
 
 log = logging.getLogger("headworks")
-
-TRY_AGAIN_LATER = 1013
-"""Close code of a refused websocket where the server cannot answer it in HTTP (IANA registry)."""
 
 
 _CLASS: Final = {kind: kind.name.lower() for kind in Criticality}
@@ -214,7 +211,7 @@ class AdmissionGate:
         except Refused as refused:
             self._refused(current, refused, shadow=self._shadow)
             if not self._shadow:
-                await _refuse_websocket(scope, send, refused)
+                await refuse_websocket(scope, send, refused)
                 return
             slot = self._slots.claim_websocket_anyway()
         else:
@@ -233,7 +230,7 @@ class AdmissionGate:
             deadline, identity.tenant, identity.criticality, identity.weight, caller=caller
         )
         if self._stated is not None:
-            current.stated = self._stated.of(scope, identity)
+            current.stated = self._stated.of(scope, self._identifier.callers.trust)
             current.rank(identity.criticality, known=identity.known)
         return current
 
@@ -253,12 +250,3 @@ class AdmissionGate:
         for closer in current.closers:
             self._reaper.hand_over("closing what a request left open", closer)
         current.closers.clear()
-
-
-async def _refuse_websocket(scope: Scope, send: Send, refused: Refused) -> None:
-    if "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": refused.reason})
-        return
-    status, headers, body = render(refused)
-    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": body})

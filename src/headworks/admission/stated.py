@@ -1,7 +1,7 @@
 """The class that a trusted caller states for its request, in a header.
 
 Believed only when the *client* is within `service.trust`: the peer itself, or whoever stands behind
-trusted hops, as `identity.client_address` walks them. A caller from outside has an address of its own
+trusted hops, as `address.client_address` walks them. A caller from outside has an address of its own
 behind the gateway, so what it writes is not looked at, whether the gateway removes it or not.
 
 The class is never above that of a known key that comes with the request: a service that calls on behalf
@@ -12,40 +12,41 @@ known key the header decides.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 from starlette.types import Scope
 
+from headworks.address import Network, client_address
 from headworks.current import Criticality
-from headworks.identity import Identity, Network
 
 _NAMES: Final = {kind.name.lower().encode(): kind for kind in Criticality}
 
 
 class StatedClass:
-    """Reads the class out of a header.
+    """Reads the class out of the header of this name."""
 
-    header  its name
-    trust   the networks whose word counts
-    """
-
-    def __init__(self, header: str, trust: Iterable[Network]) -> None:
+    def __init__(self, header: str) -> None:
         self._header = header.lower().encode("latin-1")
-        self._trust = tuple(trust)
 
-    def of(self, scope: Scope, identity: Identity) -> Criticality | None:
-        """The class stated; None when there is none, several, an unknown one, or nobody to believe."""
+    def of(self, scope: Scope, trust: Sequence[Network]) -> Criticality | None:
+        """The class stated; None when there is none, several, an unknown one, or nobody to believe.
+
+        trust  the networks whose word counts
+        """
         sent = [value for name, value in scope["headers"] if name == self._header]
         stated = _NAMES.get(sent[0].strip().lower()) if len(sent) == 1 else None
-        return stated if stated is not None and self._trusts(identity.address) else None
+        if stated is None or not _within(client_address(scope, trust), trust):
+            return None
+        return stated
 
-    def _trusts(self, address: str) -> bool:
-        try:
-            client = ipaddress.ip_network(address)  # of IPv6, the /64 that a client is counted by
-        except ValueError:  # a Unix socket's peer has none
-            return False
-        return any(
-            client.version == network.version and client.subnet_of(network)  # type: ignore[arg-type]  # same version
-            for network in self._trust
-        )
+
+def _within(address: str, trust: Sequence[Network]) -> bool:
+    try:
+        client = ipaddress.ip_network(address)  # of IPv6, the /64 that a client is counted by
+    except ValueError:  # a Unix socket's peer has none
+        return False
+    return any(
+        client.version == network.version and client.subnet_of(network)  # type: ignore[arg-type]  # same version
+        for network in trust
+    )

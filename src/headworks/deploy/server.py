@@ -2,8 +2,8 @@
 
 The server decides nothing that a layer decides. Its `limit_concurrency` counts sockets and answers
 probes too, so it stands far above admission as a backstop, short only of the files that the process may
-open; forwarding headers are read in one place only,
-`headworks.identity`, so the server's own reading of them is off.
+open; forwarding headers are read in one place only, `headworks.address`, so the server's own reading of
+them is off.
 """
 
 from __future__ import annotations

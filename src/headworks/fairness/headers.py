@@ -3,7 +3,8 @@
 `draft-11` is draft-ietf-httpapi-ratelimit-headers-11: two lists of named items, `RateLimit-Policy`
 (q units per w seconds) and `RateLimit` (r units left; t seconds until they are all back or, for the
 limit that refused, until asking again can succeed). `x-ratelimit` is the older trio, which can speak
-of one limit only: the tightest. Both count seconds from now, rounded up.
+of one limit only: the tightest. Both count seconds from now, rounded up, and in a refusal never further
+than its `Retry-After`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def _seconds(value: float) -> int:
     return LONGEST if value >= LONGEST else max(0, math.ceil(value - 1e-6))
 
 
-def _until(state: LimitState) -> int:
-    return _seconds(state.reset if state.allowed else state.retry_after)
+def _until(state: LimitState, most: float) -> int:
+    return _seconds(min(state.reset if state.allowed else state.retry_after, most))
 
 
 def _name(name: str) -> str:
@@ -33,34 +34,39 @@ def _name(name: str) -> str:
     return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def draft_11(verdict: Verdict) -> Headers:
+def draft_11(verdict: Verdict, most: float) -> Headers:
     """`RateLimit-Policy` and `RateLimit`, one item per limit."""
     policies = (f"{_name(s.name)};q={s.limit};w={max(1, _seconds(s.window))}" for s in verdict.limits)
-    states = (f"{_name(s.name)};r={max(0, s.remaining)};t={_until(s)}" for s in verdict.limits)
+    states = (f"{_name(s.name)};r={max(0, s.remaining)};t={_until(s, most)}" for s in verdict.limits)
     return [
         (b"ratelimit-policy", ", ".join(policies).encode()),
         (b"ratelimit", ", ".join(states).encode()),
     ]
 
 
-def x_ratelimit(verdict: Verdict) -> Headers:
+def x_ratelimit(verdict: Verdict, most: float) -> Headers:
     """`X-RateLimit-Limit`, `-Remaining` and `-Reset` (seconds from now) of the tightest limit."""
     state = verdict.tightest
     assert state is not None
     return [
         (b"x-ratelimit-limit", str(state.limit).encode()),
         (b"x-ratelimit-remaining", str(max(0, state.remaining)).encode()),
-        (b"x-ratelimit-reset", str(_until(state)).encode()),
+        (b"x-ratelimit-reset", str(_until(state, most)).encode()),
     ]
 
 
-DIALECTS: Final[dict[str, Callable[[Verdict], Headers]]] = {
+DIALECTS: Final[dict[str, Callable[[Verdict, float], Headers]]] = {
     "draft-11": draft_11,
     "x-ratelimit": x_ratelimit,
-    "off": lambda verdict: [],
+    "off": lambda verdict, most: [],
 }
 
 
-def fields(dialect: str, verdict: Verdict | None) -> Headers:
-    """The headers that tell of a verdict in a dialect; none without a verdict or its limits."""
-    return DIALECTS[dialect](verdict) if verdict is not None and verdict.limits else []
+def fields(dialect: str, verdict: Verdict | None, retry_after: float | None = None) -> Headers:
+    """The headers that tell of a verdict in a dialect; none without a verdict or its limits.
+
+    retry_after  seconds that the same answer asks its client to wait, where it does
+    """
+    if verdict is None or not verdict.limits:
+        return []
+    return DIALECTS[dialect](verdict, LONGEST if retry_after is None else retry_after)

@@ -3,40 +3,72 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
 
-from headworks.fairness.routes import Matched, normalised
+from headworks.fairness.routes import Matched, Whose, normalised, shape_of
 from headworks.identity import Identity
-from headworks.limits.shapes import Bucket, Shape, Window
-from headworks.policy.settings import FairnessSettings, WhenDown
-from headworks.policy.units import Rate
+from headworks.limits.shapes import Bucket, Shape
+from headworks.policy.settings import FairnessSettings, Mode, WhenDown
+from headworks.policy.units import Rate, duration_text
 from headworks.store.protocol import Ask, FinalAsk
 from headworks.verdict import Verdict
 
 LONGEST: Final = 128
 """Characters of a route's template that go into a key; a longer one is hashed."""
+PLANS: Final = 10_000
+"""Plans kept, so that an application which goes on adding routes grows by none of its old ones."""
+
+_ORDER: Final[tuple[Whose, ...]] = ("user", "tenant", "all")
+_MODES: Final[tuple[Mode, ...]] = ("enforce", "shadow", "off")
+
+Wanted = tuple[Rate, Whose, Mode]
 
 
-@dataclass(frozen=True, slots=True)
-class _Ceiling:
+class _Rule(NamedTuple):
+    """One limit: what verdicts call it, whose it is, the end of its key, its shape."""
+
+    name: str
+    whose: Whose
+    end: str
     shape: Shape
-    shared: bool
 
 
-def shape_of(rate: Rate) -> Shape:
-    """The shape of a rate: "10/min" is a window, "10/min burst 3" a bucket."""
-    if rate.burst is None:
-        return Window.of(rate.amount, rate.period)
-    return Bucket.of(rate.amount, rate.period, burst=rate.burst)
+class _Plan(NamedTuple):
+    """What a caller of one tier is asked on one route."""
+
+    enforced: tuple[_Rule, ...]
+    shadow: tuple[_Rule, ...]
+    cost: int
+
+
+Asks = tuple[Ask, ...]
 
 
 def when_down_of(settings: FairnessSettings) -> dict[str, WhenDown]:
     """What the policy says of single limits without the store, by the names that verdicts call them."""
-    tiers = {f"tier:{name}": tier.when_down for name, tier in settings.tiers.items()}
-    endpoints = {f"endpoint:{normalised(path)}": at.when_down for path, at in settings.endpoints.items()}
-    return {name: way for name, way in (tiers | endpoints).items() if way is not None}
+    ways: dict[str, WhenDown | None] = {}
+    for name, tier in settings.tiers.items():
+        ways[f"tier:{name}"] = tier.when_down
+        if tier.tenant_rate is not None:
+            ways[f"tenant:{name}"] = tier.tenant_rate.when_down
+    if settings.total_rate is not None:
+        ways["total"] = settings.total_rate.when_down
+    for path, limits in settings.endpoints.items():
+        parts = _parts((limit.rate, limit.scope) for limit in limits)
+        for limit, part in zip(limits, parts, strict=True):
+            ways[f"endpoint{part}:{normalised(path)}"] = limit.when_down
+    return {name: way for name, way in ways.items() if way is not None}
+
+
+def _parts(limits: Iterable[tuple[Rate, Whose]]) -> Iterator[str]:
+    """What tells the limits of one route apart in their names: whose they are, and, of several with one
+    scope, the period of all but the first."""
+    seen: set[Whose] = set()
+    for rate, whose in limits:
+        part = "" if whose == "user" else f":{whose}"
+        yield f"{part}:{duration_text(rate.period)}" if whose in seen else part
+        seen.add(whose)
 
 
 def near(asks: Sequence[Ask], verdict: Verdict) -> int:
@@ -52,43 +84,99 @@ def near(asks: Sequence[Ask], verdict: Verdict) -> int:
 class Limits:
     """The policy's limits as questions to the store.
 
-    What a request was charged is never given back. Every key of one caller has the same tag in braces,
-    so that a cluster keeps them together. The service's name is part of it: services that share a
-    store share no counts.
+    What a request was charged is never given back. A cluster keeps together what has the same tag, the
+    first part of a key in braces: all limits of a caller and of its tenant have the tenant's, those of
+    all callers together one of their own. The service's name is part of both: services that share a
+    store share no counts. A limit keeps its key, and so its count, when its rate changes.
     """
 
     def __init__(self, settings: FairnessSettings, *, service: str) -> None:
-        self._service = service
-        self._tiers = {name: shape_of(tier.rate) for name, tier in settings.tiers.items()}
-        self._endpoints: Mapping[str, _Ceiling] = {
-            normalised(path): _Ceiling(shape_of(entry.rate), entry.scope == "all")
-            for path, entry in settings.endpoints.items()
+        self._service, self._mode = service, settings.mode
+        self._tiers = {name: tuple(self._tier(settings, name)) for name in settings.tiers}
+        self._endpoints = {
+            normalised(path): [(limit.rate, limit.scope, limit.mode) for limit in limits]
+            for path, limits in settings.endpoints.items()
         }
-        self._marked: dict[Rate, _Ceiling] = {}
+        for path, wanted in self._endpoints.items():  # whatever has no shape is to be heard of now
+            self._endpoint(path, wanted)
+        self._exempt = {normalised(path) for path in settings.exempt}
+        self._plans: dict[tuple[str, Matched | None], _Plan] = {}
 
-    def asks(self, identity: Identity, matched: Matched | None) -> tuple[Ask, ...]:
-        """The limits of a caller on a route: its tier's, and the endpoint's where there is one."""
-        user = f"{{user:{self._service}:{identity.tenant}}}"
-        cost = matched.cost if matched else 1
-        tier = FinalAsk(f"tier:{identity.tier}", f"{user}:tier", self._tiers[identity.tier], cost)
-        ceiling = self._ceiling(matched) if matched else None
-        if matched is None or ceiling is None:
-            return (tier,)
-        owner = f"{{all:{self._service}}}" if ceiling.shared else user
-        key = f"{owner}:endpoint:{_bounded(matched.template)}"
-        return tier, FinalAsk(f"endpoint:{matched.template}", key, ceiling.shape, cost)
+    def asks(self, identity: Identity, matched: Matched | None) -> tuple[Asks, Asks]:
+        """The limits of a caller on a route: those that decide, and those that are only watched."""
+        plan = self._plans.get((identity.tier, matched)) or self._plan(identity.tier, matched)
+        enforced, shadow, cost = plan
+        return (
+            self._asked(enforced, cost, identity) if enforced else (),
+            self._asked(shadow, cost, identity) if shadow else (),
+        )
 
     def paths(self) -> set[str]:
         """The templates that the policy names."""
-        return set(self._endpoints)
+        return set(self._endpoints) | self._exempt
 
-    def _ceiling(self, matched: Matched) -> _Ceiling | None:
-        ceiling = self._endpoints.get(matched.template)
-        if ceiling is None and matched.rate is not None:
-            ceiling = self._marked.get(matched.rate)
-            if ceiling is None:  # one per rate written in the code
-                ceiling = self._marked[matched.rate] = _Ceiling(shape_of(matched.rate), shared=False)
-        return ceiling
+    def _asked(self, rules: tuple[_Rule, ...], cost: int, identity: Identity) -> Asks:
+        user, tenant = identity.user, identity.tenant
+        ours = f"{{user:{self._service}:{tenant}}}:"
+        own = ours if user == tenant else f"{ours}{user}:"
+        asks = []
+        for name, whose, end, shape in rules:
+            key = own + end if whose == "user" else ours + end if whose == "tenant" else end
+            asks.append(tuple.__new__(FinalAsk, (name, key, shape, cost)))
+        return tuple(asks)
+
+    def _plan(self, tier: str, matched: Matched | None) -> _Plan:
+        """Made once per tier and route."""
+        cost = matched.cost if matched else 1
+        rules: list[tuple[_Rule, Mode]] = []
+        if matched is None or not (matched.exempt or matched.template in self._exempt):
+            rules += self._tiers[tier]
+            if matched is not None:
+                marked: list[Wanted] = [(rate, whose, "enforce") for rate, whose in matched.limits]
+                rules += self._endpoint(
+                    matched.template, self._endpoints.get(matched.template) or marked
+                )
+            rules.sort(key=lambda rule: _ORDER.index(rule[0].whose))
+        plan = _Plan(
+            tuple(rule for rule, mode in rules if mode == "enforce"),
+            tuple(rule for rule, mode in rules if mode == "shadow"),
+            cost,
+        )
+        if len(self._plans) >= PLANS:
+            self._plans.clear()
+        self._plans[tier, matched] = plan
+        return plan
+
+    def _tier(self, settings: FairnessSettings, name: str) -> Iterable[tuple[_Rule, Mode]]:
+        tier, total = settings.tiers[name], settings.total_rate
+        yield _Rule(f"tier:{name}", "user", "tier", shape_of(tier.rate)), self._least(tier.mode)
+        if (shared := tier.tenant_rate) is not None:
+            rule = _Rule(f"tenant:{name}", "tenant", f"tenant:{name}", shape_of(shared.rate))
+            yield rule, self._least(shared.mode)
+        if total is not None:
+            yield (
+                _Rule("total", "all", self._all("total"), shape_of(total.rate)),
+                self._least(total.mode),
+            )
+
+    def _endpoint(self, template: str, wanted: Iterable[Wanted]) -> list[tuple[_Rule, Mode]]:
+        """The rules of one route."""
+        rules: list[tuple[_Rule, Mode]] = []
+        limits = tuple(wanted)
+        parts = _parts((rate, whose) for rate, whose, _ in limits)
+        for (rate, whose, mode), part in zip(limits, parts, strict=True):
+            end = f"endpoint{part}:{_bounded(template)}"
+            key = self._all(end) if whose == "all" else end
+            rule = _Rule(f"endpoint{part}:{template}", whose, key, shape_of(rate))
+            rules.append((rule, self._least(mode)))
+        return rules
+
+    def _all(self, end: str) -> str:
+        return f"{{all:{self._service}}}:{end}"
+
+    def _least(self, mode: Mode) -> Mode:
+        """The weaker of a limit's mode and everybody's."""
+        return max(mode, self._mode, key=_MODES.index)
 
 
 def _bounded(template: str) -> str:

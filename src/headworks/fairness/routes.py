@@ -1,4 +1,4 @@
-"""Which route a request will take, known before it is routed, so that limits can be asked first.
+"""Which route a request or websocket will take, known before it is routed, to ask limits first.
 
 The framework's own `matches` decides, in the router's own order: the first full match, else the first
 match of another method (which the router answers with 405). FastAPI keeps included routers as
@@ -13,39 +13,47 @@ import functools
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args
 
 from starlette._utils import get_route_path
-from starlette.routing import BaseRoute, Host, Match, Mount, WebSocketRoute
+from starlette.endpoints import HTTPEndpoint
+from starlette.routing import BaseRoute, Host, Match, Mount
 from starlette.types import Scope
 
+from headworks.limits.shapes import Bucket, Shape, Window
 from headworks.policy.units import Rate, parse_duration, parse_rate
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+Whose = Literal["user", "tenant", "all"]
+"""Whose requests a limit counts together."""
+
 _COST: Final = "__headworks_cost__"
-_LIMIT: Final = "__headworks_limit__"
+_LIMITS: Final = "__headworks_limits__"
+_EXEMPT: Final = "__headworks_exempt__"
 _LASTING: Final = "__headworks_lasting__"
 _CANCEL: Final = "__headworks_cancel_on_disconnect__"
 _CONVERTOR = re.compile(r"{(\w+):\w+}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Matched:
-    """What limits need to know of a route.
+    """What limits need to know of a route; one object per route, compared by identity.
 
     template  its full path with parameters by name, prefixes of routers and mounts included
     cost      units one request takes, ≥ 0
-    rate      a limit marked on the endpoint itself
+    limits    those marked on the endpoint itself
+    exempt    marked as asking no limits
     lasting   seconds its answer may last once it has begun; None: to the request's deadline
     cancel    whether the handler is cancelled when its caller leaves
     """
 
     template: str
     cost: int = 1
-    rate: Rate | None = None
+    limits: tuple[tuple[Rate, Whose], ...] = ()
+    exempt: bool = False
     lasting: float | None = None
     cancel: bool = False
 
@@ -54,35 +62,60 @@ def cost(units: int) -> Callable[[F], F]:
     """Mark an endpoint: one request takes `units` (≥ 0) of every limit instead of one."""
     if isinstance(units, bool) or not isinstance(units, int) or units < 0:
         raise ValueError(f"cost({units!r}): a cost is a whole number ≥ 0")
-    return _marker(_COST, units)
+    return lambda endpoint: _marked(endpoint, _COST, units)
 
 
-def limit(rate: str) -> Callable[[F], F]:
-    """Mark an endpoint: a limit per user, such as "3/min"; the policy's own for its path goes first."""
+def limit(rate: str, *, scope: Whose = "user") -> Callable[[F], F]:
+    """Mark an endpoint: a limit such as "3/min"; what the policy says of its path goes in its place.
+
+    scope  whose requests it counts together: each user's, each tenant's, or all users'
+
+    Several may be marked, of different scopes or periods.
+    """
     parsed = parse_rate(rate)
     if parsed.unit != "requests":
         raise ValueError(f"limit({rate!r}): an endpoint's limit counts requests")
-    return _marker(_LIMIT, parsed)
+    shape_of(parsed)  # one without a shape is to be heard of now, not by whoever asks first
+    if scope not in get_args(Whose):
+        raise ValueError(f"limit(scope={scope!r}): a scope is one of {', '.join(get_args(Whose))}")
+
+    def mark(endpoint: F) -> F:
+        before: tuple[tuple[Rate, Whose], ...] = getattr(endpoint, _LIMITS, ())
+        if any((other.period, whose) == (parsed.period, scope) for other, whose in before):
+            raise ValueError(f"limit({rate!r}): there is a limit of this scope and period already")
+        return _marked(endpoint, _LIMITS, ((parsed, scope), *before))
+
+    return mark
+
+
+def exempt(endpoint: F) -> F:
+    """Mark an endpoint: its requests ask no limits, and count for none."""
+    return _marked(endpoint, _EXEMPT, True)
 
 
 def lasting(duration: str | float | None) -> Callable[[F], F]:
     """Mark an endpoint: its answer, once it has begun in time, may last so long, counted from the
     request's arrival, such as "10m", and need not end with the request's deadline. None: for ever."""
-    return _marker(_LASTING, math.inf if duration is None else parse_duration(duration))
+    seconds = math.inf if duration is None else parse_duration(duration)
+    return lambda endpoint: _marked(endpoint, _LASTING, seconds)
 
 
 def cancel_on_disconnect(endpoint: F) -> F:
     """Mark an endpoint: its handler is cancelled when its caller leaves, and not only what it waits
     for at vendors. For handlers that may be cut off anywhere; put it nearest to the function."""
-    return _marker(_CANCEL, True)(endpoint)
+    return _marked(endpoint, _CANCEL, True)
 
 
-def _marker(name: str, value: object) -> Callable[[F], F]:
-    def mark(endpoint: F) -> F:
-        setattr(endpoint, name, value)
-        return endpoint
+def _marked(endpoint: F, name: str, value: object) -> F:
+    setattr(endpoint, name, value)
+    return endpoint
 
-    return mark
+
+def shape_of(rate: Rate) -> Shape:
+    """The shape of a rate: "10/min" is a window, "10/min burst 3" a bucket; `ValueError` without one."""
+    if rate.burst is None:
+        return Window.of(rate.amount, rate.period)
+    return Bucket.of(rate.amount, rate.period, burst=rate.burst)
 
 
 def normalised(path: str) -> str:
@@ -92,19 +125,28 @@ def normalised(path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """One route: how it matches, and what is there, a leaf or the table of a mounted application."""
+    """One route: how it matches, and what is there, a leaf or the table of a mounted application.
+
+    methods  leaves of a class that has an endpoint per method, None where one stands for all
+    """
 
     matches: Callable[[Scope], tuple[Match, Scope]]
     first: str | None
     leaf: Matched
+    methods: Mapping[str, Matched] | None
     below: _Table | None
+
+    def found(self, scope: Scope) -> Matched:
+        if self.methods is None or scope["type"] != "http":
+            return self.leaf
+        return self.methods.get(scope["method"], self.leaf)
 
 
 class _Table:
     """The routes of one router, sorted by their first segment; those without one stand everywhere."""
 
     def __init__(self, routes: Sequence[BaseRoute], prefix: str) -> None:
-        self.places = [_place(route, prefix) for route in _flattened(routes) if _is_http(route)]
+        self.places = [_place(route, prefix) for route in _flattened(routes)]
         self._by_first = {
             first: [place for place in self.places if place.first in (first, None)]
             for first in {place.first for place in self.places}
@@ -117,7 +159,7 @@ class _Table:
         for place in self._by_first.get(first, self._elsewhere):
             match, child = place.matches(scope)
             if match is Match.FULL:
-                return place.below.find({**scope, **child}) if place.below else place.leaf
+                return place.below.find({**scope, **child}) if place.below else place.found(scope)
             if match is Match.PARTIAL and partial is None:
                 partial = place.leaf
         return partial
@@ -172,10 +214,6 @@ def _flattened(routes: Sequence[BaseRoute]) -> Iterable[Any]:
     return contexts(routes) if contexts is not None else routes
 
 
-def _is_http(route: Any) -> bool:
-    return not isinstance(getattr(route, "original_route", route), WebSocketRoute)
-
-
 def _place(route: Any, prefix: str) -> _Place:
     original = getattr(route, "original_route", route)
     path: str | None = getattr(route, "path_format", None) or getattr(route, "path", None)
@@ -186,14 +224,32 @@ def _place(route: Any, prefix: str) -> _Place:
     if isinstance(original, (Mount, Host)) and route.routes:
         below = _Table(route.routes, template)
     endpoint = getattr(route, "endpoint", None)
-    leaf = Matched(
-        template or "/",
-        _mark(endpoint, _COST, 1),
-        _mark(endpoint, _LIMIT, None),
-        _mark(endpoint, _LASTING, None),
-        _mark(endpoint, _CANCEL, False),
+    leaf, methods = _leaf(template or "/", endpoint), None
+    if isinstance(endpoint, type) and issubclass(endpoint, HTTPEndpoint):
+        methods = {name: _leaf(template or "/", handler, leaf) for name, handler in _handlers(endpoint)}
+    return _Place(route.matches, _first(path), leaf, methods, below)
+
+
+def _leaf(template: str, endpoint: Any, outer: Matched | None = None) -> Matched:
+    """What an endpoint is marked with; where it is not, what the class around it is."""
+    outer = outer or Matched(template)
+    return Matched(
+        template,
+        _mark(endpoint, _COST, outer.cost),
+        _mark(endpoint, _LIMITS, outer.limits),
+        _mark(endpoint, _EXEMPT, outer.exempt),
+        _mark(endpoint, _LASTING, outer.lasting),
+        _mark(endpoint, _CANCEL, outer.cancel),
     )
-    return _Place(route.matches, _first(path), leaf, below)
+
+
+def _handlers(endpoint: type[HTTPEndpoint]) -> Iterable[tuple[str, Any]]:
+    for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
+        handler = getattr(endpoint, method.lower(), None)
+        if handler is None and method == "HEAD":
+            handler = getattr(endpoint, "get", None)
+        if handler is not None:
+            yield method, handler
 
 
 def _first(path: str | None) -> str | None:
@@ -203,6 +259,10 @@ def _first(path: str | None) -> str | None:
 
 
 def _mark(endpoint: Any, name: str, default: Any) -> Any:
+    """A marker of an endpoint: a function, a method, a partial of one, a class, or an object that is
+    called, on which it may stand at `__call__`."""
     while isinstance(endpoint, functools.partial) and not hasattr(endpoint, name):
         endpoint = endpoint.func
+    if not hasattr(endpoint, name) and not isinstance(endpoint, type):
+        endpoint = getattr(type(endpoint), "__call__", endpoint)  # noqa: B004  # what, not whether
     return getattr(endpoint, name, default)

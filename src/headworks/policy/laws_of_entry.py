@@ -139,14 +139,43 @@ def tiers_fit_the_contracts(policy: Policy) -> Findings:
 def endpoints_are_narrower_than_tiers(policy: Policy) -> Findings:
     """An endpoint's limit per user is below some tier's, or it never decides."""
     fairness = policy.fairness
-    for path, limit in fairness.endpoints.items():
-        if limit.scope == "user" and all(implies(t.rate, limit.rate) for t in fairness.tiers.values()):
-            widest = max(fairness.tiers.values(), key=lambda tier: tier.rate.per_second).rate
+    tiers = [tier.rate for tier in fairness.tiers.values()]
+    for path, limits in fairness.endpoints.items():
+        for i, limit in enumerate(limits):
+            if limit.scope == "user" and all(implies(tier, limit.rate) for tier in tiers):
+                widest = max(tiers, key=lambda rate: rate.per_second)
+                place = (path, i, "rate") if len(limits) > 1 else (path, "rate")
+                yield Finding(
+                    dotted(("fairness", "endpoints", *place)),
+                    f"{limit.rate} per user never decides: every tier is as tight or tighter, the "
+                    f"widest {widest}; two controls do the same job",
+                    f'leave "{path}" out, or make it less than {widest}',
+                    "warning",
+                )
+
+
+def tenants_get_more_than_one_key(policy: Policy) -> Findings:
+    """What a tenant's keys get together is more than one of them gets, or the tier never decides."""
+    for name, tier in policy.fairness.tiers.items():
+        if tier.tenant_rate is not None and implies(tier.tenant_rate.rate, tier.rate):
             yield Finding(
-                dotted(("fairness", "endpoints", path, "rate")),
-                f"{limit.rate} per user never decides: every tier is as tight or tighter, the widest "
-                f"{widest}; two controls do the same job",
-                f'leave "{path}" out, or make it less than {widest}',
+                f"fairness.tiers.{name}.tenant_rate",
+                f"{tier.tenant_rate.rate} for all keys of a tenant leaves none of them {tier.rate}: the "
+                "tier's own rate never decides",
+                f"fairness.tiers.{name}.tenant_rate above {tier.rate}, or a lower rate",
+                "warning",
+            )
+
+
+def exempt_paths_have_no_limits(policy: Policy) -> Findings:
+    """A path is exempt, or has limits of its own, not both."""
+    fairness = policy.fairness
+    for path in fairness.exempt:
+        if path in fairness.endpoints:
+            yield Finding(
+                "fairness.exempt",
+                f'"{path}" asks no limits, so those in fairness.endpoints."{path}" never decide',
+                "take it out of one of them",
                 "warning",
             )
 
@@ -165,4 +194,6 @@ LAWS = (
     pods_share_a_store,
     tiers_fit_the_contracts,
     endpoints_are_narrower_than_tiers,
+    tenants_get_more_than_one_key,
+    exempt_paths_have_no_limits,
 )

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable
 from types import UnionType
-from typing import Any, TypeGuard, Union, get_args, get_origin
+from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -34,6 +34,11 @@ def dotted(location: Location) -> str:
     return path
 
 
+def key_shown(key: str) -> str:
+    """A caller's key as messages may say it: enough to find it by, and nothing to send."""
+    return key if len(key) <= 8 else f"{key[:4]}…"
+
+
 def explain(error: ValidationError) -> list[Problem]:
     """Every error of a validation as a problem."""
     return [_problem(details) for details in error.errors(include_url=False)]
@@ -50,6 +55,10 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def _problem(details: ErrorDetails) -> Problem:
     location: Location = tuple(part for part in details["loc"] if part != "[key]")
+    if location[:2] == ("fairness", "keys") and len(location) > 2:
+        key, message = str(location[2]), _message(details, location)
+        location = (*location[:2], key_shown(key), *location[3:])
+        return Problem(dotted(location), message.replace(shown(key), shown(key_shown(key))))
     return Problem(dotted(location), _message(details, location))
 
 
@@ -76,10 +85,14 @@ def _names(location: Location) -> list[str]:
     """The names that the table at a location may hold."""
     annotation: Any = Policy
     for part in location:
+        if isinstance(part, int):  # which of several: all are of one kind
+            continue
         if _is_model(annotation):
             annotation = dict(_fields(annotation)).get(str(part))
         elif get_origin(annotation) is dict:
             annotation = get_args(annotation)[1]
+        while get_origin(annotation) in (Annotated, tuple):  # one of several, listed or not
+            annotation = get_args(annotation)[0]
         if get_origin(annotation) in (Union, UnionType):
             annotation = next(filter(_is_model, get_args(annotation)), None)
     return [name for name, _ in _fields(annotation)] if _is_model(annotation) else []

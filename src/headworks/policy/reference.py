@@ -24,6 +24,7 @@ BEGIN, END = "<!-- {}: begin -->\n", "<!-- {}: end -->\n"
 _NAMED = {
     "fairness.tiers": "NAME",
     "fairness.endpoints": '"/PATH"',
+    "fairness.keys": "KEY",
     "vendors": "NAME",
     "vendors.NAME.models": "NAME",
 }
@@ -67,7 +68,7 @@ def _section(path: str, model: type[BaseModel]) -> Iterator[str]:
 
 def _row(name: str, field: FieldInfo) -> str:
     kind = _kind(field)
-    says = f"{kind.unit}: {kind.allowed()}" if kind else _plain(field.annotation)
+    says = f"{kind.unit}: {kind.allowed()}" if kind else "name: of what exists"
     cells = (f"`{name}`", field.description or "", says, _default(field, kind))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -100,15 +101,11 @@ def _metadata(annotation: Any) -> Iterator[Any]:
         yield from _metadata(part)
 
 
-def _plain(annotation: Any) -> str:
-    return "table: a key's tier by key" if get_origin(annotation) is dict else "name: of what exists"
-
-
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     """The model that an annotation holds, alone, as an option, or by name."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (Union, UnionType, dict):
+    if get_origin(annotation) in (Union, UnionType, dict, tuple, Annotated):
         return next((m for m in map(_model_in, get_args(annotation)) if m is not None), None)
     return None
 

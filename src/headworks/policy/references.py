@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from headworks.errors import Problem
-from headworks.policy.mistakes import dotted, nearest
+from headworks.policy.mistakes import dotted, key_shown, nearest
 from headworks.policy.profiles import profile_names
 
 
@@ -23,9 +23,10 @@ def broken_references(tables: Mapping[str, Any]) -> list[Problem]:
         default = fairness.get("default_tier")
         if isinstance(default, str) and default not in tiers:
             problems.append(_unknown(("fairness", "default_tier"), "tier", default, tiers))
-        for key, tier in _table(fairness.get("keys")).items():
+        for key, known in _table(fairness.get("keys")).items():
+            tier = known.get("tier") if isinstance(known, Mapping) else known
             if isinstance(tier, str) and tier not in tiers:
-                problems.append(_unknown(("fairness", "keys", str(key)), "tier", tier, tiers))
+                problems.append(_unknown(("fairness", "keys", key_shown(str(key))), "tier", tier, tiers))
     profiles = dict.fromkeys(profile_names())
     for name, vendor in _table(tables.get("vendors")).items():
         profile = _table(vendor).get("profile")

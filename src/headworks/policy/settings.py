@@ -7,9 +7,10 @@ together is the business of `laws.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, WrapValidator, model_validator
 
 from headworks.policy.fields import (
     Bytes,
@@ -47,7 +48,9 @@ Criticality = Literal["background", "sheddable", "default", "critical"]
 HeaderDialect = Literal["draft-11", "x-ratelimit", "off"]
 Background = Literal["free", "hold"]
 WhenDown = Literal["share", "open", "closed"]
-Scope = Literal["user", "all"]
+Scope = Literal["user", "tenant", "all"]
+Mode = Literal["enforce", "shadow", "off"]
+ModeChoice = Annotated[Mode, Choice(("enforce", "shadow", "off"))]
 
 _HEADER = "[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
 
@@ -58,6 +61,7 @@ Path = Annotated[str, Text(r"/[\x21-\x7e]{0,255}", 'a path, such as "/chat"')]
 TierName = Annotated[str, Text("[a-z0-9][a-z0-9_-]{0,62}", "1 to 63 of a-z, 0-9, _ and -")]
 VendorName = Annotated[str, Text("[a-z0-9][a-z0-9_-]{0,62}", "1 to 63 of a-z, 0-9, _ and -")]
 Key = Annotated[str, Text(r"[\x21-\x7e]{1,256}", "1 to 256 visible ASCII characters")]
+TenantName = Annotated[str, Text(r"[\x21-\x7e]{1,128}", "1 to 128 visible ASCII characters")]
 
 
 class ServiceSettings(Section):
@@ -73,6 +77,8 @@ class ServiceSettings(Section):
     """Where a caller says in how many seconds it stops waiting, if sooner; absent: nowhere."""
     trust: Networks = ()
     """Whose forwarding headers the pods believe: the gateway's addresses."""
+    reload: Annotated[float, Seconds(0.1, 3600)] | None = None
+    """How often a pod looks whether this file has changed; absent: it is read once."""
 
 
 class GatewaySettings(Section):
@@ -165,11 +171,31 @@ class StoreSettings(Section):
     """Without the store: each pod its share of every limit, no limits, or nobody."""
 
 
+class Limit(Section):
+    """A limit that may be watched before it is enforced; a bare rate is enforced."""
+
+    rate: RequestRate
+    """Requests."""
+    mode: ModeChoice = "enforce"
+    """Refuse what is above it, only count what it would refuse, or do not ask it."""
+    when_down: Annotated[WhenDown, Choice(("share", "open", "closed"))] | None = None
+    """This limit without the store; absent: `store.when_down`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_rate(cls, value: Any) -> Any:
+        return {"rate": value} if isinstance(value, (str, Rate)) else value
+
+
 class Tier(Section):
     """What callers of one tier get."""
 
     rate: RequestRate
     """Requests of one caller."""
+    mode: ModeChoice = "enforce"
+    """Refuse what is above `rate`, only count what it would refuse, or do not ask it."""
+    tenant_rate: Limit | None = None
+    """Requests of all keys of one tenant that have this tier."""
     criticality: Annotated[
         Criticality, Choice(("background", "sheddable", "default", "critical")), Field(alias="class")
     ] = "default"
@@ -180,39 +206,65 @@ class Tier(Section):
     """This tier without the store; absent: `store.when_down`."""
 
 
-class EndpointLimit(Section):
-    """A limit on one endpoint; a bare rate is per user."""
+class EndpointLimit(Limit):
+    """A limit on one endpoint; a bare rate is per user, and a list holds several."""
 
-    rate: RequestRate
-    """Requests to the endpoint."""
-    scope: Annotated[Scope, Choice(("user", "all"))] = "user"
-    """Counted for each user apart, or for all users together."""
-    when_down: Annotated[WhenDown, Choice(("share", "open", "closed"))] | None = None
-    """This limit without the store; absent: `store.when_down`."""
+    scope: Annotated[Scope, Choice(("user", "tenant", "all"))] = "user"
+    """Counted for each user apart, for all keys of a tenant, or for all users together."""
+
+
+def _one_or_several(value: object, read: Callable[[object], Any], info: ValidationInfo) -> object:
+    """Limits that differ in scope or period, one of which stands without a list."""
+    if not isinstance(value, (list, tuple)):
+        return (EndpointLimit.model_validate(value, context=info.context),)
+    limits: tuple[EndpointLimit, ...] = read(value)
+    if not limits:
+        raise ValueError('[] limits nothing; write a rate, such as "20/min", or leave the path out')
+    if len({(limit.scope, limit.rate.period) for limit in limits}) < len(limits):
+        raise ValueError("two limits have the same scope and period; the tighter one is enough")
+    return limits
+
+
+EndpointLimits = Annotated[tuple[EndpointLimit, ...], WrapValidator(_one_or_several)]
+
+
+class KnownKey(Section):
+    """Whose a key is; a bare name is its tier."""
+
+    tier: str
+    """Its tier."""
+    tenant: TenantName | None = None
+    """The organisation it belongs to; absent: it stands for itself."""
 
     @model_validator(mode="before")
     @classmethod
-    def _bare_rate(cls, value: Any) -> Any:
-        return {"rate": value} if isinstance(value, (str, Rate)) else value
+    def _bare_tier(cls, value: Any) -> Any:
+        return {"tier": value} if isinstance(value, str) else value
 
 
 class FairnessSettings(Section):
     """Layer 4: who gets how much."""
 
+    mode: ModeChoice = "enforce"
+    """The same for all limits here: each is as its own mode says, or as this one where it says less."""
     tiers: Annotated[dict[TierName, Tier], Field(min_length=1)]
     """What callers get, by the name of their tier."""
     default_tier: str
     """The tier of callers nobody knows; they are counted by client address."""
+    total_rate: Limit | None = None
+    """Requests of everybody to the whole service."""
     identity: Annotated[str, Text(f"header:{_HEADER}", '"header:NAME", such as "header:X-API-Key"')] = (
         "header:X-API-Key"
     )
     """Where a caller's key stands."""
-    endpoints: dict[Path, EndpointLimit] = Field(default_factory=dict)
+    endpoints: dict[Path, EndpointLimits] = Field(default_factory=dict)
     """Limits of single endpoints, by path; a caller needs both its tier's and the endpoint's."""
+    exempt: tuple[Path, ...] = ()
+    """Paths whose requests ask no limits, and count for none."""
     headers: Annotated[HeaderDialect, Choice(("draft-11", "x-ratelimit", "off"))] = "draft-11"
     """How answers tell a caller its limits."""
-    keys: dict[Key, str] = Field(default_factory=dict)
-    """Known keys and their tiers, for services without a resolver of their own."""
+    keys: dict[Key, KnownKey] = Field(default_factory=dict)
+    """Known keys and whose they are, for services without a resolver of their own."""
     cache_ttl: Annotated[float, Seconds(1, 86_400)] = 60.0
     """How long a resolved key is believed."""
     cache_size: Annotated[int, Whole(1, 10_000_000)] = 10_000

@@ -108,7 +108,8 @@ class LadderStore:
 
     decision_timeout  seconds for one decision, default 0.05
     when_down         how to decide without the store, default "share"
-    when_down_for     the same for single limits, by the names that verdicts call them
+    when_down_for     the same for single limits, by the names that verdicts call them; looked up
+                      when it is needed, so it may change meanwhile
     group             whose processes share the limits: they are counted together, from the first
                       question on
     replicas          how many there are as long as nothing was counted, ≥ 1
@@ -129,7 +130,7 @@ class LadderStore:
         on_change: OnChange | None = None,
     ) -> None:
         self._inner, self._timeout = inner, decision_timeout
-        self._when_down, self._when_down_for = when_down, dict(when_down_for or {})
+        self._when_down, self._when_down_for = when_down, when_down_for or {}
         self._heartbeat = Heartbeat(inner, group, processes=replicas, rng=rng)
         self._share = LocalShare(lambda: self._heartbeat.processes)
         self._rng, self._on_change = rng, on_change

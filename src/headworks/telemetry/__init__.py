@@ -1,6 +1,26 @@
 """Events in, metrics and logs out."""
 
-from headworks.telemetry.events import Called, Changed, Decided, Event, Queued, Served, Waited
+from headworks.telemetry.events import (
+    Called,
+    Changed,
+    Decided,
+    Event,
+    Queued,
+    Served,
+    Shadowed,
+    Waited,
+)
 from headworks.telemetry.funnel import Sink, Telemetry
 
-__all__ = ["Called", "Changed", "Decided", "Event", "Queued", "Served", "Sink", "Telemetry", "Waited"]
+__all__ = [
+    "Called",
+    "Changed",
+    "Decided",
+    "Event",
+    "Queued",
+    "Served",
+    "Shadowed",
+    "Sink",
+    "Telemetry",
+    "Waited",
+]

@@ -23,6 +23,15 @@ class Decided:
 
 
 @dataclass(frozen=True, slots=True)
+class Shadowed:
+    """A rule that is only watched would have let a request pass, or refused it."""
+
+    layer: str
+    admitted: bool
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
 class Served:
     """A request has been answered: by which route (template, not path), how, in how many seconds."""
 
@@ -69,4 +78,4 @@ class Changed:
     detail: str = ""
 
 
-Event = Decided | Served | Queued | Waited | Called | Changed
+Event = Decided | Shadowed | Served | Queued | Waited | Called | Changed

@@ -9,14 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from headworks.telemetry.events import Called, Changed, Decided, Event, Queued, Served, Waited
+from headworks.telemetry.counting import Counts, Labels, Times
+from headworks.telemetry.events import (
+    Called,
+    Changed,
+    Decided,
+    Event,
+    Queued,
+    Served,
+    Shadowed,
+    Waited,
+)
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 MOST_VALUES: Final = 200
+REMEMBERED: Final = 10_000
+"""Combinations of labels whose bounded form is remembered."""
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class PrometheusSink:
@@ -24,6 +35,7 @@ class PrometheusSink:
 
     headworks_decisions_total{layer,outcome,reason,rule,class}  what each layer let pass or refused
     headworks_near_limit_units_total{layer,rule}                what passed beyond 4/5 of a limit
+    headworks_shadow_decisions_total{layer,outcome,rule}        what rules in shadow mode would have
     headworks_requests_total{route,method,status}               answers sent
     headworks_request_seconds{route}                            from admission to the answer's end
     headworks_admission_wait_seconds{ending}                    time spent in the pod's own line
@@ -35,63 +47,50 @@ class PrometheusSink:
     """
 
     def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
+        self._registry = CollectorRegistry()
         self._seen: dict[str, set[str]] = {}
-        self._decisions = Counter(
-            "headworks_decisions",
+        self._bounded: dict[tuple[object, ...], Labels] = {}
+        self._decisions = self._counts(
+            "decisions",
             "Requests and calls that a layer let pass or refused",
-            ("layer", "outcome", "reason", "rule", "class"),
-            registry=registry,
+            *("layer", "outcome", "reason", "rule", "class"),
         )
-        self._near = Counter(
-            "headworks_near_limit_units",
-            "Units that passed beyond four fifths of a limit",
-            ("layer", "rule"),
-            registry=registry,
+        self._near = self._counts(
+            "near_limit_units", "Units that passed beyond four fifths of a limit", "layer", "rule"
         )
-        self._requests = Counter(
-            "headworks_requests", "Answers sent", ("route", "method", "status"), registry=registry
+        self._shadows = self._counts(
+            "shadow_decisions",
+            "What rules that are only watched would have let pass or refused",
+            *("layer", "outcome", "rule"),
         )
-        self._seconds = Histogram(
-            "headworks_request_seconds",
-            "Seconds from admission to the end of the answer",
-            ("route",),
-            buckets=SECONDS,
-            registry=registry,
+        self._requests = self._counts("requests", "Answers sent", "route", "method", "status")
+        self._seconds = self._times(
+            "request_seconds", "Seconds from admission to the end of the answer", "route"
         )
-        self._queued = Histogram(
-            "headworks_admission_wait_seconds",
-            "Seconds a request stood in the pod's line",
-            ("ending",),
-            buckets=SECONDS,
-            registry=registry,
+        self._queued = self._times(
+            "admission_wait_seconds", "Seconds a request stood in the pod's line", "ending"
         )
-        self._calls = Counter(
-            "headworks_vendor_calls",
-            "Attempts at vendors",
-            ("vendor", "model", "ending", "status"),
-            registry=registry,
+        self._calls = self._counts(
+            "vendor_calls", "Attempts at vendors", "vendor", "model", "ending", "status"
         )
-        self._call_seconds = Histogram(
-            "headworks_vendor_call_seconds",
-            "Seconds an attempt took",
-            ("vendor", "model"),
-            buckets=SECONDS,
-            registry=registry,
+        self._call_seconds = self._times(
+            "vendor_call_seconds", "Seconds an attempt took", "vendor", "model"
         )
-        self._units = Counter(
-            "headworks_vendor_units", "What attempts cost", ("vendor", "model"), registry=registry
+        self._units = self._counts("vendor_units", "What attempts cost", "vendor", "model")
+        self._waits = self._times(
+            "vendor_wait_seconds", "Seconds a call stood in its vendor's line", "vendor"
         )
-        self._waits = Histogram(
-            "headworks_vendor_wait_seconds",
-            "Seconds a call stood in its vendor's line",
-            ("vendor",),
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._changes = Counter(
-            "headworks_changes", "Switches of state", ("subject", "state"), registry=registry
-        )
+        self._changes = self._counts("changes", "Switches of state", "subject", "state")
+
+    def _counts(self, name: str, meaning: str, *labels: str) -> Counts:
+        counts = Counts(name, meaning, *labels)
+        self._registry.register(counts)
+        return counts
+
+    def _times(self, name: str, meaning: str, *labels: str) -> Times:
+        times = Times(name, meaning, *labels)
+        self._registry.register(times)
+        return times
 
     def gauge(self, name: str, meaning: str, read: Callable[[], float]) -> None:
         """Show a number of the pod's own as `headworks_{name}`, read when metrics are."""
@@ -104,34 +103,56 @@ class PrometheusSink:
     def record(self, event: Event) -> None:
         match event:
             case Decided():
-                outcome = "shadow" if event.shadow else "admitted" if event.admitted else "refused"
-                reason, rule = self._value("reason", event.reason), self._value("rule", event.rule)
-                labels = (event.layer, outcome, reason, rule, event.criticality)
-                self._decisions.labels(*labels).inc()
-                if event.near:
-                    self._near.labels(event.layer, rule).inc(event.near)
+                self._decided(event)
             case Served():
-                route = self._value("route", event.route or "unmatched")
-                method = event.method if event.method in METHODS else "other"
-                self._requests.labels(route, method, str(event.status)).inc()
-                self._seconds.labels(route).observe(event.seconds)
+                self._served(event)
+            case Shadowed():
+                outcome = "admitted" if event.admitted else "refused"
+                self._shadows.add((event.layer, outcome, self._value("rule", event.rule)))
             case Queued():
-                self._queued.labels(event.ending).observe(event.seconds)
+                self._queued.add((event.ending,), event.seconds)
             case Waited():
-                self._waits.labels(event.vendor).observe(event.seconds)
+                self._waits.add((event.vendor,), event.seconds)
             case Called():
                 self._called(event)
             case Changed():
                 subject, state = self._value("subject", event.subject), self._value("state", event.state)
-                self._changes.labels(subject, state).inc()
+                self._changes.add((subject, state))
+
+    def _decided(self, event: Decided) -> None:
+        key = (event.layer, event.admitted, event.shadow, event.reason, event.rule, event.criticality)
+        labels = self._bounded.get(key)
+        if labels is None:
+            outcome = "shadow" if event.shadow else "admitted" if event.admitted else "refused"
+            reason, rule = self._value("reason", event.reason), self._value("rule", event.rule)
+            labels = self._remember(key, (event.layer, outcome, reason, rule, event.criticality))
+        self._decisions.add(labels)
+        if event.near:
+            self._near.add((event.layer, labels[3]), event.near)
+
+    def _served(self, event: Served) -> None:
+        key = (event.route, event.method, event.status)
+        labels = self._bounded.get(key)
+        if labels is None:
+            route = self._value("route", event.route or "unmatched")
+            method = event.method if event.method in METHODS else "other"
+            labels = self._remember(key, (route, method, str(event.status)))
+        self._requests.add(labels)
+        self._seconds.add(labels[:1], event.seconds)
 
     def _called(self, event: Called) -> None:
         model = self._value("model", event.model)
         status = self._value("status", str(event.status))
-        self._calls.labels(event.vendor, model, event.ending, status).inc()
-        self._call_seconds.labels(event.vendor, model).observe(event.seconds)
+        self._calls.add((event.vendor, model, event.ending, status))
+        self._call_seconds.add((event.vendor, model), event.seconds)
         if event.units > 0:
-            self._units.labels(event.vendor, model).inc(event.units)
+            self._units.add((event.vendor, model), event.units)
+
+    def _remember(self, key: tuple[object, ...], labels: Labels) -> Labels:
+        if len(self._bounded) >= REMEMBERED:  # methods are the callers' own
+            self._bounded.clear()
+        self._bounded[key] = labels
+        return labels
 
     def _value(self, label: str, value: str) -> str:
         seen = self._seen.setdefault(label, set())

@@ -16,8 +16,9 @@ from headworks.admission.pressure import container_memory, resident_memory
 from headworks.cleanup import Reaper
 from headworks.current import Criticality
 from headworks.errors import PolicyError, Problem
+from headworks.fairness import Limits, Rules
 from headworks.fairness.limits import when_down_of
-from headworks.identity import Identifier, Rank, Resolver
+from headworks.identity import Caller, Callers, Identifier, Rank, Resolver
 from headworks.policy.profiles import profile_named
 from headworks.policy.settings import Policy, WhenDown
 from headworks.store.deny import DenyCache
@@ -53,8 +54,13 @@ class LeavePermit:
         await self._store.release(self._key, holder=self._holder)
 
 
-def store_of(policy: Policy, telemetry: Telemetry, rng: random.Random) -> Store:
-    """What the policy names, with a ladder to stand on when it is away; else this process's memory."""
+def store_of(
+    policy: Policy, telemetry: Telemetry, rng: random.Random, without: Mapping[str, WhenDown]
+) -> Store:
+    """What the policy names, with a ladder to stand on when it is away; else this process's memory.
+
+    without  `without_store` of the policy that is in force
+    """
     if policy.store is None:
         return MemoryStore()
     try:
@@ -65,7 +71,7 @@ def store_of(policy: Policy, telemetry: Telemetry, rng: random.Random) -> Store:
         shared,
         decision_timeout=policy.store.decision_timeout,
         when_down=policy.store.when_down,
-        when_down_for=_when_down_for(policy, policy.store.when_down),
+        when_down_for=without,
         group=policy.service.name,
         replicas=policy.deploy.replicas,
         rng=rng,
@@ -74,9 +80,10 @@ def store_of(policy: Policy, telemetry: Telemetry, rng: random.Random) -> Store:
     return DenyCache(ladder)
 
 
-def _when_down_for(policy: Policy, otherwise: WhenDown) -> dict[str, WhenDown]:
-    """What single limits do without the store; a vendor's contract is never left open."""
+def without_store(policy: Policy) -> dict[str, WhenDown]:
+    """What single limits do without the store, by name; a vendor's contract is never left open."""
     ways = when_down_of(policy.fairness)
+    otherwise = policy.store.when_down if policy.store is not None else "share"
     for name, settings in policy.vendors.items():
         way = settings.when_down or ("share" if otherwise == "open" else otherwise)
         for model in ("", *settings.models):
@@ -130,7 +137,7 @@ def gate_of(
     reaper: Reaper,
 ) -> AdmissionGate:
     """The pod's gate around an application."""
-    settings, trust = policy.admission, policy.service.trust
+    settings = policy.admission
     header = settings.criticality_header
     return AdmissionGate(
         app,
@@ -142,7 +149,7 @@ def gate_of(
         write_stall=settings.write_stall,
         telemetry=telemetry,
         reaper=reaper,
-        stated=None if header is None else StatedClass(header, trust),
+        stated=None if header is None else StatedClass(header),
         hold_background=settings.background_tasks == "hold",
         shadow=settings.shadow,
     )
@@ -156,28 +163,35 @@ def permit_of(policy: Policy, store: Store, pod: str) -> LeavePermit | None:
     return LeavePermit(store, f"{{health:{policy.service.name}}}:leave", pod, places)
 
 
-def identifier_of(policy: Policy, resolve: Resolver | None, telemetry: Telemetry) -> Identifier:
-    """Who callers are, by the policy's table and the service's resolver."""
+def rules_of(policy: Policy) -> Rules:
+    """What the policy says of callers and their limits; `PolicyError` where a limit has no shape."""
     settings = policy.fairness
-
-    def warn(sentence: str) -> None:
-        log.warning("%s", sentence)
-        telemetry.emit(Changed("resolver", "failing", sentence))
-
-    return Identifier(
+    callers = Callers(
         header=settings.identity_header,
         tiers={
             name: Rank(Criticality.of(tier.criticality), tier.weight)
             for name, tier in settings.tiers.items()
         },
         default_tier=settings.default_tier,
-        keys=settings.keys,
-        resolve=resolve,
+        keys={key: Caller(known.tier, known.tenant) for key, known in settings.keys.items()},
         trust=policy.service.trust,
         ttl=settings.cache_ttl,
         size=settings.cache_size,
-        warn=warn,
     )
+    try:
+        return Rules(Limits(settings, service=policy.service.name), callers, settings.headers)
+    except ValueError as error:
+        raise PolicyError("policy", [Problem("fairness", str(error))]) from None
+
+
+def identifier_of(callers: Callers, resolve: Resolver | None, telemetry: Telemetry) -> Identifier:
+    """Who callers are, by the policy's table and the service's resolver."""
+
+    def warn(sentence: str) -> None:
+        log.warning("%s", sentence)
+        telemetry.emit(Changed("resolver", "failing", sentence))
+
+    return Identifier(callers, resolve=resolve, warn=warn)
 
 
 def vendors_of(

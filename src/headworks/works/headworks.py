@@ -15,6 +15,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from starlette.types import ASGIApp
 from headworks import fairness
 from headworks.admission import Answers
 from headworks.cleanup import Reaper
-from headworks.fairness import Fairness, FairnessGate, Limits, Routes
+from headworks.fairness import Fairness, FairnessGate, Routes
 from headworks.health import Health, Probes, Termination
 from headworks.identity import Resolver
 from headworks.limits.shapes import Window
@@ -42,10 +43,13 @@ from headworks.works.build import (
     identifier_of,
     permit_of,
     pressure_of,
+    rules_of,
     slots_of,
     store_of,
     vendors_of,
+    without_store,
 )
+from headworks.works.reload import Change, PolicyWatch, signature
 
 log = logging.getLogger("headworks")
 
@@ -59,7 +63,8 @@ class Headworks:
     """Every layer of one service, in this process.
 
     policy      the whole policy
-    resolve     async (key) -> name of a tier, or None for an unknown key; beside the policy's table
+    resolve     async (key) -> name of a tier or a `Caller`, or None for an unknown key; beside the
+                policy's table
     store       shared state; default: what the policy names, or this process's memory
     transports  HTTP transports by vendor name, instead of real connections
     sinks       listeners for every event, beside the Prometheus one
@@ -71,6 +76,7 @@ class Headworks:
     limit = staticmethod(fairness.limit)
     lasting = staticmethod(fairness.lasting)
     cancel_on_disconnect = staticmethod(fairness.cancel_on_disconnect)
+    exempt = staticmethod(fairness.exempt)
 
     def __init__(
         self,
@@ -90,18 +96,17 @@ class Headworks:
         self._metrics = PrometheusSink()
         self.telemetry = Telemetry(self._metrics, *sinks)
         self._reaper = Reaper()
-        self._store = store_of(policy, self.telemetry, rng) if store is None else store
-        self._identifier = identifier_of(policy, resolve, self.telemetry)
+        self._without_store = without_store(policy)
+        if store is None:
+            store = store_of(policy, self.telemetry, rng, self._without_store)
+        self._store = store
+        rules = rules_of(policy)
+        self._identifier = identifier_of(rules.callers, resolve, self.telemetry)
         self._answers = Answers()
         self._pressure = pressure_of(policy, self.telemetry, now)
         self._slots = slots_of(policy, self._pressure, rng)
-        self._limits = Limits(policy.fairness, service=policy.service.name)
         self._fairness = Fairness(
-            self._limits,
-            dialect=policy.fairness.headers,
-            store=self._store,
-            identifier=self._identifier,
-            telemetry=self.telemetry,
+            rules, store=self._store, identifier=self._identifier, telemetry=self.telemetry
         )
         self._health = Health(
             policy.health,
@@ -126,6 +131,8 @@ class Headworks:
         )
         self._show_gauges()
         self._app: Starlette | None = None
+        self._routes: Routes | None = None
+        self._policy_watch: PolicyWatch | None = None
         self._watches: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -144,8 +151,20 @@ class Headworks:
         environ  variables to read; default: this process's
         """
         environ = os.environ if environ is None else environ
-        policy = load(environ.get("HEADWORKS_POLICY") or path, environ)
-        return cls(policy, resolve=resolve, pod=environ.get("HEADWORKS_POD"))
+        file = Path(environ.get("HEADWORKS_POLICY") or path)
+        since = signature(file)
+        policy = load(file, environ)
+        works = cls(policy, resolve=resolve, pod=environ.get("HEADWORKS_POD"))
+        if policy.service.reload is not None:
+            works._policy_watch = PolicyWatch(
+                file.absolute(),
+                since,
+                every=policy.service.reload,
+                read=partial(load, file.absolute(), environ),
+                adopt=works._adopt,
+                telemetry=works.telemetry,
+            )
+        return works
 
     def protect(self, app: App) -> App:
         """Install layers 2 to 4, the answers to refusals, and start and stop. Returns `app` itself.
@@ -186,6 +205,9 @@ class Headworks:
             if self._pressure.bounded:
                 watch = asyncio.create_task(self._pressure.watch(), name="headworks: pressure")
                 self._watches.append(watch)
+            if self._policy_watch is not None:
+                following = asyncio.create_task(self._policy_watch.run(), name="headworks: policy")
+                self._watches.append(following)
             self._termination.install()
             await self._greet_store()
 
@@ -205,6 +227,7 @@ class Headworks:
         await self._reaper.drain(max((ends - loop.time()) / 2, SOONEST))
         closing = [("the leave-permit", self._health.close)]
         closing += [(f"vendor {name}", vendor.aclose) for name, vendor in self._vendors.items()]
+        closing += [("what limits only watch", self._fairness.drain)]
         closing += [("the store", self._store.aclose)]
         for what, close in closing:
             try:
@@ -244,9 +267,24 @@ class Headworks:
                 return
         log.warning("the store does not answer: starting without it")
 
+    def _adopt(self, policy: Policy) -> None:
+        """Go by a new policy in all that may change while requests are served, between two of them."""
+        change = Change.between(self.policy, policy)
+        rules = rules_of(change.policy)
+        self.policy, self._fairness.rules, self._identifier.callers = change.policy, rules, rules.callers
+        self._without_store.clear()
+        self._without_store.update(without_store(change.policy))
+        change.tell(self.telemetry)
+        self._name_idle_limits()
+
+    def _name_idle_limits(self) -> None:
+        paths = self._fairness.rules.limits.paths()
+        for path in sorted(paths - self._routes.templates()) if self._routes is not None else ():
+            log.warning('fairness: no route is "%s"; what the policy says of it holds nobody', path)
+
     def _stack(self, app: Starlette) -> None:
         """The way in, outermost first: probes, admission, the application's middleware, fairness."""
-        routes = Routes(app)
+        routes = self._routes = Routes(app)
         app.user_middleware.append(Middleware(FairnessGate, fairness=self._fairness, routes=routes))
         build = app.build_middleware_stack
 
@@ -260,8 +298,7 @@ class Headworks:
                 telemetry=self.telemetry,
                 reaper=self._reaper,
             )
-            for path in sorted(self._limits.paths() - routes.templates()):
-                log.warning('fairness.endpoints: no route is "%s"; its limit holds nobody', path)
+            self._name_idle_limits()
             return Probes(admission, health=self._health, metrics=self._metrics.render)
 
         # On the instance, so that admission stays outermost whatever middleware is added later.
