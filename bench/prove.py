@@ -42,6 +42,7 @@ CLAIMS: dict[str, Act] = {
     "foreign-origin": bad_input.foreign_origin,
     "check": offline.checked,
     "fleet": offline.fleet,
+    "cascade": offline.cascade,
 }
 """Every claim, in the order in which it is acted out. The first raises the shipped stack."""
 PACKAGES = (

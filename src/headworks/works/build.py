@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import random
-from typing import Final
 
 from headworks.current import Criticality
 from headworks.errors import PolicyError, Problem
 from headworks.fairness.limits import when_down_of
+from headworks.health import Management, Pages
 from headworks.identity import Identifier, Rank, Resolver
 from headworks.policy.profiles import profile_named
 from headworks.policy.settings import Policy, WhenDown
@@ -21,25 +21,6 @@ from headworks.telemetry import Changed, Telemetry
 from headworks.vendor.quota import Quota
 
 log = logging.getLogger("headworks")
-
-LEAVING: Final = 0.3
-"""The part of all pods that may be away for load at once."""
-LEASE: Final = 10.0
-"""Seconds after which the leave-permit of a pod that died is free again."""
-
-
-class LeavePermit:
-    """One of the places in which pods may be away for load: a lease in the shared store."""
-
-    def __init__(self, store: Store, key: str, holder: str, limit: int) -> None:
-        self._store, self._key, self._holder, self._limit = store, key, holder, limit
-
-    async def hold(self) -> bool:
-        held = await self._store.lease(self._key, holder=self._holder, limit=self._limit, ttl=LEASE)
-        return held > 0
-
-    async def give_back(self) -> None:
-        await self._store.release(self._key, holder=self._holder)
 
 
 def store_of(policy: Policy, telemetry: Telemetry, rng: random.Random) -> Store:
@@ -74,12 +55,10 @@ def _when_down_for(policy: Policy, otherwise: WhenDown) -> dict[str, WhenDown]:
     return ways
 
 
-def permit_of(policy: Policy, store: Store, pod: str) -> LeavePermit | None:
-    """The pod's leave-permit; None where it is alone or the fleet too small to spare a pod."""
-    places = int(LEAVING * policy.deploy.replicas)
-    if policy.store is None or places < 1:
-        return None
-    return LeavePermit(store, f"{{health:{policy.service.name}}}:leave", pod, places)
+def management_of(policy: Policy, pages: Pages) -> Management | None:
+    """Probes and metrics on a port of their own; None where the policy names none."""
+    place = policy.management
+    return Management(pages, host=place.host, port=place.port) if place.port else None
 
 
 def identifier_of(policy: Policy, resolve: Resolver | None, telemetry: Telemetry) -> Identifier:

@@ -27,7 +27,7 @@ from headworks import fairness
 from headworks.admission import AdmissionGate, Slots
 from headworks.cleanup import Reaper
 from headworks.fairness import Fairness, FairnessGate, Limits, Routes
-from headworks.health import Health, Probes, Termination
+from headworks.health import Health, Pages, Probes, Termination
 from headworks.identity import Resolver
 from headworks.limits.shapes import Window
 from headworks.policy.load import load
@@ -38,7 +38,8 @@ from headworks.store.protocol import Ask, Question, Store
 from headworks.telemetry import Sink, Telemetry
 from headworks.telemetry.prometheus import PrometheusSink
 from headworks.vendor import Vendor
-from headworks.works.build import identifier_of, permit_of, store_of
+from headworks.works.build import identifier_of, management_of, store_of
+from headworks.works.permit import permit_of
 
 log = logging.getLogger("headworks")
 
@@ -98,6 +99,8 @@ class Headworks:
             rng=rng,
         )
         self.telemetry.add(self._health)
+        self._pages = Pages(self._health, metrics=self._metrics.render)
+        self._management = management_of(policy, self._pages)
         self._termination = Termination(delay=policy.health.drain_delay, leaving=self._health.drain)
         self._vendors = {
             name: Vendor(
@@ -169,15 +172,20 @@ class Headworks:
         await self._fairness.charge(units)
 
     async def start(self) -> None:
-        """Begin to watch over the pod. Done by the lifespan as well; again does nothing."""
+        """Begin to watch over the pod. Done by the lifespan as well; again does nothing.
+
+        Raises `PortTaken` where the policy names a management port that cannot be had.
+        """
         if self._watch is None:
             self._health.start()
+            if self._management is not None:
+                await self._management.start()
             self._watch = asyncio.create_task(self._health.watch(), name="headworks: health")
             self._termination.install()
             await self._greet_store()
 
     async def stop(self) -> None:
-        """End requests, clean-ups, vendors and store, in this order. Done by the lifespan as well."""
+        """End requests, clean-ups, vendors, store and probes, in this order. The lifespan does so."""
         if self._watch is None:
             return
         self._health.drain()
@@ -188,6 +196,8 @@ class Headworks:
         closing = [("the leave-permit", self._health.close)]
         closing += [(f"vendor {name}", vendor.aclose) for name, vendor in self._vendors.items()]
         closing += [("the store", self._store.aclose)]
+        if self._management is not None:  # last: until then it says that the pod is draining
+            closing += [("the management port", self._management.aclose)]
         for what, close in closing:
             try:
                 async with asyncio.timeout(CLEANUP):
@@ -232,7 +242,10 @@ class Headworks:
             )
             for path in sorted(self._limits.paths() - routes.templates()):
                 log.warning('fairness.endpoints: no route is "%s"; its limit holds nobody', path)
-            return Probes(admission, health=self._health, metrics=self._metrics.render)
+            allow = self.policy.management.allow
+            return Probes(
+                admission, self._pages, allow=self.policy.service.trust if allow is None else allow
+            )
 
         # On the instance, so that admission stays outermost whatever middleware is added later.
         app.build_middleware_stack = outermost  # type: ignore[method-assign]  # meant: see above
