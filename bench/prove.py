@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import bad_input, offline, pressure, service
+from bench import bad_input, offline, pressure, probes, service, slow
 from bench.claims import Claim, all_hold, table
 from bench.stage import ROOT, Stage
 from headworks.local import parts
@@ -36,12 +36,14 @@ CLAIMS: dict[str, Act] = {
     "keys": bad_input.keys,
     "bodies-and-addresses": bad_input.bodies_and_addresses,
     "flood": pressure.flood,
+    "slow-clients": slow.slow_clients,
     "deaths": pressure.deaths,
     "exhausted-vendor": service.exhausted_vendor,
     "no-store": bad_input.no_store,
     "foreign-origin": bad_input.foreign_origin,
     "check": offline.checked,
     "fleet": offline.fleet,
+    "probes": probes.probed,
     "cascade": offline.cascade,
 }
 """Every claim, in the order in which it is acted out. The first raises the shipped stack."""
