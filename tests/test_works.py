@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -725,6 +726,26 @@ async def test_metrics_know_routes_and_reasons_but_no_caller() -> None:
     for secret in ("pro-1", "nowhere", "203.0.113.7", "key:"):
         assert secret not in text
     assert service.sink.of(Served)[0].route == "/chat"
+
+
+async def test_no_log_line_holds_what_a_caller_sent(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither key nor path nor a line of its own, even if a resolver says it aloud."""
+
+    async def resolve(key: str) -> str | None:
+        raise KeyError(key)
+
+    caplog.set_level(logging.DEBUG)
+    service = chat_service(resolve=resolve)
+    forged = "forged\x0b\u2028ERROR all is lost"
+    async with service.running(), service.client(key="secret-key-of-somebody") as client:
+        await client.get(
+            "/hello", headers={"X-Request-ID": forged.encode(), "X-Forwarded-For": "forged"}
+        )
+        await client.get("/forged%0d%0aERROR%20all%20is%20lost")
+        await client.post("/chat", content=b"{forged")
+    ours = [record.getMessage() for record in caplog.records if record.name == "headworks"]
+    assert any("the resolver raised KeyError" in line for line in ours)
+    assert [line for line in ours if "forged" in line or "secret" in line or "\n" in line] == []
 
 
 SOME_BYTES = st.binary(max_size=400).map(lambda value: value.replace(b"\r", b"").replace(b"\n", b""))

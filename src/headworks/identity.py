@@ -281,7 +281,8 @@ class Identifier:
                 self._warn(f"the resolver named the tier {tier!r:.60}, which the policy does not have")
                 tier = self._default_tier
         except Exception as error:  # whatever a resolver raises, its callers are served
-            reason = "took too long" if isinstance(error, TimeoutError) else f"raised {error!r:.200}"
+            kind = type(error).__name__  # and no more: its text may hold the key
+            reason = "took too long" if isinstance(error, TimeoutError) else f"raised {kind}"
             self._warn(f"the resolver {reason}; the caller is counted by address")
             ttl, stale = min(FAILURE_TTL, self._ttl), self._known.get(digest)
             tier = stale.tier if stale else None

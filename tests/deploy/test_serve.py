@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -82,7 +83,9 @@ def pod(
     port = free_ports("127.0.0.1", 1, random.Random())[0]
     with (place / "log").open("wb") as log:
         process = subprocess.Popen(
-            command(place, "--port", str(port), *options, managed=managed), stderr=log
+            command(place, "--port", str(port), *options, managed=managed),
+            stderr=log,
+            preexec_fn=_few_files,
         )
     try:
         yield process, _answer(port, place / "log")
@@ -100,6 +103,11 @@ def _answer(port: int, log: Path) -> str:
         except OSError:
             assert time.monotonic() < ends, log.read_text()
             time.sleep(0.05)
+
+
+def _few_files() -> None:
+    """What many a shell gives a process to begin with."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 def ask(port: int, path: str) -> str:

@@ -6,8 +6,8 @@ import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
-
 from bench.pods import ask, plain, protected
+
 from headworks.local.parts import LOOPBACK
 
 pytestmark = pytest.mark.real

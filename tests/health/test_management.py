@@ -160,6 +160,8 @@ async def test_closing_lets_go_of_everybody() -> None:
         reader, writer = await asyncio.open_connection(LOOPBACK, port)
         assert await status(port, "/health") == 200
         await server.aclose()
+        await asyncio.sleep(0.1)
+        assert not server._connections, "not only when their time is over"
         assert await gone(reader)
         writer.close()
         with pytest.raises(ConnectionRefusedError):
