@@ -115,11 +115,10 @@ def ask(port: int, path: str) -> str:
         return str(reply.read().decode())
 
 
-def refused(place: Path, *options: str) -> str:
+def refused(place: Path, *options: str, managed: bool = False) -> str:
     """What the pod says when it cannot start; its exit code must be 2."""
-    result = subprocess.run(
-        command(place, *options), capture_output=True, text=True, timeout=20, check=False
-    )
+    asked = command(place, *options, managed=managed)
+    result = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     return result.stderr
@@ -165,6 +164,13 @@ def test_probes_and_metrics_have_a_port_of_their_own(place: Path) -> None:
             assert process.wait(timeout=10) == 0
             with pytest.raises(urllib.error.URLError, match="refused"):
                 ask(port, "/ready")
+
+
+def test_one_port_is_not_for_both(place: Path) -> None:
+    said = refused(place, "--port", "9000", managed=True)
+    assert said == (
+        "headworks: --management-port: 9000 is the service's port; choose another, or 0 for none\n"
+    )
 
 
 def test_a_management_port_in_use_is_one_clear_sentence(place: Path) -> None:

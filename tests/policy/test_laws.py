@@ -63,6 +63,7 @@ CASES = [
     (("deploy.grace", "49s"), "error", "5s + 40s + 5s = 50s", "50s"),
     (("gateway.per_ip_rate", "501/s"), "error", "501/s, all together 500/s", "25/s"),
     (("admission.limit_concurrency", 111), "error", "refuses at 111 connections", 112),
+    (("management.port", 8000), "error", "8000 is deploy.port, too", 8001),
     (("store", None), "error", "deploy.replicas = 4", {"url": "valkey://valkey:6379"}),
     ((f"{LLM}.slots", 21), "error", "connections.max = 20", 20),
     (

@@ -77,7 +77,11 @@ def serve(
     os.environ["HEADWORKS_POLICY"] = str(path)
     _leave_quietly()
     listener = _listener(settings)
-    _manage(host, loaded.management_port if management_port is None else management_port)
+    _manage(
+        host,
+        loaded.management_port if management_port is None else management_port,
+        beside=settings.port,
+    )
     _allow_open_files()
     if gc_freeze is None:
         gc_freeze = loaded.deploy.garbage_collection == "freeze"
@@ -103,8 +107,10 @@ class _Pod(uvicorn.Server):
             log.info("pod listens on %s:%d", *listener.getsockname()[:2])
 
 
-def _manage(host: str, port: int) -> None:
+def _manage(host: str, port: int, *, beside: int) -> None:
     """Tell the application's works where probes and metrics are served; end here if they cannot be."""
+    if port == beside:
+        fail(f"--management-port: {port} is the service's port; choose another, or 0 for none")
     if port:
         try:
             listen(host, port).close()
