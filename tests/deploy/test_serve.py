@@ -154,7 +154,8 @@ def test_probes_and_metrics_have_a_port_of_their_own(place: Path) -> None:
     for_policy, for_option = free_ports("127.0.0.1", 2, random.Random())
     policy = place / "headworks.toml"
     policy.write_text(policy.read_text() + f"[management]\nport = {for_policy}\n")
-    for port, options in (for_policy, ()), (for_option, ("--management-port", str(for_option))):
+    named = ("--host", "localhost", "--management-port", str(for_option))
+    for port, options in (for_policy, ()), (for_option, named):
         with pod(place, *options, managed=True) as (process, _):
             assert '"reasons": []' in ask(port, "/ready")
             assert "headworks_ready 1.0" in ask(port, "/metrics")

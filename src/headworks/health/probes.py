@@ -35,7 +35,7 @@ class Page(NamedTuple):
     body: bytes
 
 
-NOT_FOUND: Final = Page(404, _JSON, b'{"detail":"Not Found"}')
+_NOT_FOUND: Final = Page(404, _JSON, b'{"detail":"Not Found"}')
 _ALIVE: Final = Page(200, _JSON, b'{"status":"ok"}')
 _ONLY_READ: Final = Page(405, _JSON, b'{"detail":"only GET and HEAD"}')
 
@@ -52,7 +52,7 @@ class Pages:
     def page(self, method: str, path: str, *, inside: bool) -> Page:
         """The answer; to those outside there are no metrics, and `/ready` gives no reasons."""
         if path not in (HEALTH, READY, METRICS) or (path == METRICS and not inside):
-            return NOT_FOUND
+            return _NOT_FOUND
         if method not in ("GET", "HEAD"):
             return _ONLY_READ
         if path == HEALTH:

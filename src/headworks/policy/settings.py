@@ -51,7 +51,7 @@ Image = Annotated[str, Text(r"[a-z0-9][\w./:@-]{0,254}", 'an image, such as "reg
 Path = Annotated[str, Text(r"/[\x21-\x7e]{0,255}", 'a path, such as "/chat"')]
 TierName = Annotated[str, Text("[a-z0-9][a-z0-9_-]{0,62}", "1 to 63 of a-z, 0-9, _ and -")]
 VendorName = Annotated[str, Text("[a-z0-9][a-z0-9_-]{0,62}", "1 to 63 of a-z, 0-9, _ and -")]
-ListenAddress = Annotated[str, Text("[0-9A-Fa-f.:]{2,45}", 'an address; "0.0.0.0" or "::" for all')]
+Host = Annotated[str, Text("[0-9A-Za-z.:-]{1,255}", 'an address or a name; "0.0.0.0" or "::" for all')]
 Key = Annotated[str, Text(r"[\x21-\x7e]{1,256}", "1 to 256 visible ASCII characters")]
 
 
@@ -113,7 +113,7 @@ class ManagementSettings(Section):
 
     port: Annotated[int, Whole(0, 65_535)] | None = None
     """Where; 0: nowhere. Absent: 9000 under `headworks serve`, nowhere under other servers."""
-    host: ListenAddress = "0.0.0.0"
+    host: Host = "0.0.0.0"
     """On which address; probes come to the pod's own."""
     allow: Networks | None = None
     """Who sees metrics and the reasons of `/ready` on the service's port; absent: `service.trust`."""
