@@ -25,6 +25,8 @@ MISTAKES = {
     "unknown-tier": "fairness.default_tier",
 }
 """Each broken policy, and the one place that must be named."""
+GOODPUT = 0.93
+"""What an overloaded fleet must serve, of what it can."""
 SHARE, TRIPS = 0.45, 5.0
 """What the pod with half of the demand must get at least, and questions per success at most."""
 
@@ -76,7 +78,7 @@ def _places(result: dict[str, Any]) -> list[str]:
 
 async def fleet(stage: Stage) -> Claim:
     """Ten pods on one quota, in a process of its own, because virtual time takes a whole processor."""
-    cells = await _fleet_cells(stage)
+    cells = await _apart("bench.fleet", stage)
     figures: list[Figure] = []
     for mechanism in ("bucket", "sliding", "fixed"):
         mine = [
@@ -151,10 +153,45 @@ def _most(cells: list[dict[str, Any]], name: str) -> float | None:
     return max((cell[name] for cell in cells), default=None)
 
 
-async def _fleet_cells(stage: Stage) -> dict[str, dict[str, Any]]:
+async def cascade(stage: Stage) -> Claim:
+    """Readiness under overload, in a process of its own for the same reason."""
+    cells = await _apart("bench.readiness", stage)
+    figures = []
+    for pods in (3, 10):
+        ours, flip = (cells[f"{pods} pods, {kind}"]["of_capacity"] for kind in ("ours", "flip"))
+        figures.append(
+            Figure(
+                f"{pods} pods: served, of what they can",
+                ours,
+                ">=",
+                GOODPUT,
+                Control("ready while not full", flip),
+            )
+        )
+    ten, places = cells["10 pods, ours"], cells["10 pods, places"]
+    figures += [
+        Figure(
+            "10 pods: served with a crowd's word",
+            ten["of_capacity"],
+            ">=",
+            GOODPUT,
+            Control("permits without it", places["of_capacity"]),
+        ),
+        Figure("requests that found no ready pod", ten["nobody"], "==", 0),
+    ]
+    return Claim(
+        "cascade",
+        "at half as much again as all pods can do, pods stay and shed: the fleet serves what it can",
+        tuple(figures),
+        {"cells": cells},
+    )
+
+
+async def _apart(module: str, stage: Stage) -> dict[str, dict[str, Any]]:
+    """What a simulation prints, run in a process of its own."""
     options = ("--seed", str(stage.seed), *(("--quick",) if stage.quick else ()))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bench.fleet", *options),
+        *(sys.executable, "-m", module, *options),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=dict(os.environ),
@@ -166,6 +203,6 @@ async def _fleet_cells(stage: Stage) -> dict[str, dict[str, Any]]:
     finally:
         await stop(process)
     if process.returncode != 0:
-        raise Missing(f"the fleet ended with {process.returncode}: {said.decode().strip()[-300:]}")
+        raise Missing(f"{module} ended with {process.returncode}: {said.decode().strip()[-300:]}")
     cells: dict[str, dict[str, Any]] = json.loads(out)
     return cells

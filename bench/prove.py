@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import bad_input, offline, overload, pressure, rolling, service
+from bench import bad_input, offline, overload, pressure, probes, rolling, service, slow
 from bench.claims import Claim, all_hold, table
 from bench.stage import ROOT, Stage
 from headworks.local import parts
@@ -36,6 +36,7 @@ CLAIMS: dict[str, Act] = {
     "keys": bad_input.keys,
     "bodies-and-addresses": bad_input.bodies_and_addresses,
     "flood": pressure.flood,
+    "slow-clients": slow.slow_clients,
     "deaths": pressure.deaths,
     "rolling": rolling.rolling,
     "exhausted-vendor": service.exhausted_vendor,
@@ -44,6 +45,8 @@ CLAIMS: dict[str, Act] = {
     "check": offline.checked,
     "fleet": offline.fleet,
     "overload": overload.overload,
+    "probes": probes.probed,
+    "cascade": offline.cascade,
 }
 """Every claim, in the order in which it is acted out. The first raises the shipped stack."""
 PACKAGES = (

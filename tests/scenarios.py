@@ -167,6 +167,19 @@ async def a_pod_that_is_leaving_says_so_and_still_serves() -> None:
         assert (await pod.get("/quick")).status_code == 200
 
 
+async def strangers_learn_nothing_from_the_probes() -> None:
+    """Neither numbers nor reasons leave through the gateway; who scrapes from inside gets both."""
+    passed_on = {"x-forwarded-for": "203.0.113.7"}
+    async with service() as pod:
+        await pod.get("/quick")
+        for path, status in (("/metrics", 404), ("/ready", 200), ("/health", 200)):
+            answer = await pod.client.get(path, headers=passed_on)
+            assert answer.status_code == status
+            assert "in_flight" not in answer.text
+        assert "headworks_in_flight" in (await pod.get("/metrics")).text
+        assert "in_flight" in (await pod.get("/ready")).json()
+
+
 # -- layer 3: admission ----------------------------------------------------------------------------
 
 
@@ -405,6 +418,7 @@ async def a_smoothed_pod_never_bursts() -> None:
 
 SCENARIOS = [
     a_pod_that_is_leaving_says_so_and_still_serves,
+    strangers_learn_nothing_from_the_probes,
     a_burst_never_exceeds_what_the_pod_may_hold,
     the_less_critical_are_shed_first,
     who_matters_most_gets_the_next_place,

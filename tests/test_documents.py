@@ -19,6 +19,7 @@ IMAGES = sorted((ROOT / "docs" / "images").glob("*.svg"))
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(r"(?<![\w./:-])((?:[\w-]+/)+[\w.-]+\.(?:py|lua|toml|svg|html))(?![\w/])")
+TEST = re.compile(r"(tests/[\w/]+\.py)::(test_\w+)")
 CHECKED = re.compile(r"^\$ ((?:\w+=\S+ )*)headworks check (\S+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 BY_ACCIDENT = {
@@ -81,6 +82,14 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_every_file_that_is_named_exists(page: Path) -> None:
     """A page that names a file which was renamed is wrong from then on."""
     assert missing_files(page, page.read_text(encoding="utf-8")) == []
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    """As `tests/folder/test_file.py::test_name`."""
+    named = [found for page in PAGES for found in TEST.findall(page.read_text(encoding="utf-8"))]
+    assert len(named) > 10
+    files = {file: (ROOT / file).read_text(encoding="utf-8") for file, _ in named}
+    assert [test for file, test in named if f"def {test}(" not in files[file]] == []
 
 
 @pytest.mark.parametrize("page", [*PAGES, *IMAGES], ids=name_of)

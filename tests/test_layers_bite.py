@@ -26,6 +26,7 @@ from headworks.caller import Caller
 from headworks.current import Criticality
 from headworks.fairness import gate as fairness_gate
 from headworks.fairness.gate import Fairness
+from headworks.health import Probes
 from headworks.health.readiness import Health
 from headworks.identity import Identifier
 from headworks.limits import breaker
@@ -44,6 +45,11 @@ Scenario = Callable[[], Awaitable[None]]
 def no_readiness(patch: Patch) -> None:
     """Layer 2 always says yes."""
     patch.setattr(Health, "report", lambda self: (True, {"reasons": []}))
+
+
+def open_to_all(patch: Patch) -> None:
+    """Everybody counts as inside."""
+    patch.setattr(Probes, "_inside", lambda self, scope: True)
 
 
 def no_admission(patch: Patch) -> None:
@@ -211,6 +217,7 @@ class Row:
 
 ROWS = [
     Row("2 health", no_readiness, scenarios.a_pod_that_is_leaving_says_so_and_still_serves),
+    Row("2 health, closed", open_to_all, scenarios.strangers_learn_nothing_from_the_probes),
     Row("3 admission", no_admission, scenarios.a_burst_never_exceeds_what_the_pod_may_hold),
     Row("3 shedding", no_shedding, scenarios.the_less_critical_are_shed_first),
     Row("3 line", no_line, scenarios.who_matters_most_gets_the_next_place),

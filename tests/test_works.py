@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -25,6 +27,8 @@ from headworks import Headworks, PolicyError
 from headworks.current import Criticality, current
 from headworks.errors import DeadlineExceeded, QuotaExceeded, VendorOpen, VendorQuota
 from headworks.fairness.gate import Ticket
+from headworks.health import PortTaken
+from headworks.local.probe import free_ports
 from headworks.policy.load import parse
 from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Question
@@ -53,6 +57,9 @@ POLICY: dict[str, Any] = {
         },
     },
 }
+
+INSIDE = "10.0.0.1"
+"""An address of those who may see metrics and reasons."""
 
 
 class CountingStore(MemoryStore):
@@ -600,7 +607,7 @@ async def test_the_lifespan_starts_and_stops_everything_around_the_application_s
         seen.append(service.works._health.ready)
 
     service = Service(FastAPI(lifespan=own))
-    async with service.client() as client:
+    async with service.client(INSIDE) as client:
         assert (await client.get("/ready")).json()["reasons"] == ["starting"]
         for _ in range(2):
             async with service.running():
@@ -613,6 +620,51 @@ async def test_the_lifespan_starts_and_stops_everything_around_the_application_s
     await service.works.stop()
     await service.works.stop()
     assert len(asyncio.all_tasks()) == 1
+
+
+async def test_the_policy_says_who_is_inside() -> None:
+    """`management.allow` in place of `service.trust`; empty for nobody but this machine."""
+    for allow, metrics in ({"allow": ["203.0.113.0/24"]}, [200, 404]), ({"allow": []}, [404, 404]):
+        service = Service(policy={"management": allow})
+        seen = []
+        for address in ("203.0.113.7", INSIDE):
+            async with service.client(address) as client:
+                seen.append((await client.get("/metrics")).status_code)
+        assert seen == metrics
+
+
+@pytest.mark.real
+async def test_the_management_port_is_there_from_before_the_start_until_after_the_end() -> None:
+    """It says `starting` while the application starts up, and `draining` until everything has ended."""
+    port = free_ports("127.0.0.1", 1, random.Random())[0]
+    seen: list[tuple[int, list[str]]] = []
+
+    async def look() -> None:
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            answer = await client.get(f"http://127.0.0.1:{port}/ready")
+        seen.append((answer.status_code, answer.json()["reasons"]))
+
+    @asynccontextmanager
+    async def own(app: Any) -> AsyncIterator[None]:
+        await look()
+        yield
+        await look()
+
+    class Closing(MemoryStore):
+        async def aclose(self) -> None:
+            await look()
+
+    policy = parse(POLICY | {"management": {"port": port, "host": "127.0.0.1"}}, "test", {})
+    app = Headworks(policy, store=Closing()).protect(FastAPI(lifespan=own))
+    async with app.router.lifespan_context(app):
+        await look()
+        second = Headworks(policy).protect(FastAPI())
+        with pytest.raises(PortTaken, match=f"127.0.0.1:{port}"):
+            async with second.router.lifespan_context(second):
+                pass
+    assert seen == [(503, ["starting"]), (200, []), (200, []), (503, ["draining"])]
+    with pytest.raises(httpx2.ConnectError):
+        await look()
 
 
 async def test_stopping_waits_for_requests_and_their_clean_ups() -> None:
@@ -671,6 +723,8 @@ async def test_metrics_know_routes_and_reasons_but_no_caller() -> None:
             await client.post("/chat", json={})
         for number in range(30):
             await client.get(f"/nowhere/{number}")
+        assert (await client.get("/metrics")).status_code == 404
+    async with service.client(INSIDE) as client:
         text = (await client.get("/metrics")).text
     assert 'headworks_requests_total{method="POST",route="/chat",status="429"} 1.0' in text
     assert 'route="unmatched",status="404"} 30.0' in text
@@ -678,6 +732,26 @@ async def test_metrics_know_routes_and_reasons_but_no_caller() -> None:
     for secret in ("pro-1", "nowhere", "203.0.113.7", "key:"):
         assert secret not in text
     assert service.sink.of(Served)[0].route == "/chat"
+
+
+async def test_no_log_line_holds_what_a_caller_sent(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither key nor path nor a line of its own, even if a resolver says it aloud."""
+
+    async def resolve(key: str) -> str | None:
+        raise KeyError(key)
+
+    caplog.set_level(logging.DEBUG)
+    service = chat_service(resolve=resolve)
+    forged = "forged\x0b\u2028ERROR all is lost"
+    async with service.running(), service.client(key="secret-key-of-somebody") as client:
+        await client.get(
+            "/hello", headers={"X-Request-ID": forged.encode(), "X-Forwarded-For": "forged"}
+        )
+        await client.get("/forged%0d%0aERROR%20all%20is%20lost")
+        await client.post("/chat", content=b"{forged")
+    ours = [record.getMessage() for record in caplog.records if record.name == "headworks"]
+    assert any("the resolver raised KeyError" in line for line in ours)
+    assert [line for line in ours if "forged" in line or "secret" in line or "\n" in line] == []
 
 
 SOME_BYTES = st.binary(max_size=400).map(lambda value: value.replace(b"\r", b"").replace(b"\n", b""))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,14 +34,16 @@ tiers.free = {{ rate = "10/min" }}
 """
 
 APP = """
-import gc, os
+import gc, os, resource
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from headworks import Headworks
 
 def facts(request):
-    return JSONResponse({"frozen": gc.get_freeze_count() > 0, "policy": os.environ["HEADWORKS_POLICY"]})
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    found = {"frozen": gc.get_freeze_count() > 0, "policy": os.environ["HEADWORKS_POLICY"]}
+    return JSONResponse({**found, "files": files[0] == min(files[1], 65536)})
 
 bare = Starlette(routes=[Route("/", facts)])
 app = Headworks.load().protect(Starlette(routes=[Route("/", facts)]))
@@ -54,7 +58,8 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def command(place: Path, *options: str) -> list[str]:
+def command(place: Path, *options: str, managed: bool = False) -> list[str]:
+    """`headworks serve`, without a management port unless it is `managed` by policy or option."""
     policy = str(place / "headworks.toml")
     return [
         sys.executable,
@@ -65,16 +70,23 @@ def command(place: Path, *options: str) -> list[str]:
         policy,
         "--host",
         "127.0.0.1",
+        *(() if managed else ("--management-port", "0")),
         *options,
     ]
 
 
 @contextmanager
-def pod(place: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def pod(
+    place: Path, *options: str, managed: bool = False
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A pod that answers, and its answer."""
     port = free_ports("127.0.0.1", 1, random.Random())[0]
     with (place / "log").open("wb") as log:
-        process = subprocess.Popen(command(place, "--port", str(port), *options), stderr=log)
+        process = subprocess.Popen(
+            command(place, "--port", str(port), *options, managed=managed),
+            stderr=log,
+            preexec_fn=_few_files,
+        )
     try:
         yield process, _answer(port, place / "log")
     finally:
@@ -93,11 +105,20 @@ def _answer(port: int, log: Path) -> str:
             time.sleep(0.05)
 
 
-def refused(place: Path, *options: str) -> str:
+def _few_files() -> None:
+    """What many a shell gives a process to begin with."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def ask(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as reply:
+        return str(reply.read().decode())
+
+
+def refused(place: Path, *options: str, managed: bool = False) -> str:
     """What the pod says when it cannot start; its exit code must be 2."""
-    result = subprocess.run(
-        command(place, *options), capture_output=True, text=True, timeout=20, check=False
-    )
+    asked = command(place, *options, managed=managed)
+    result = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     return result.stderr
@@ -106,6 +127,7 @@ def refused(place: Path, *options: str) -> str:
 def test_a_pod_serves_the_policys_app_frozen_and_ends_with_0_when_told(place: Path) -> None:
     with pod(place) as (process, answer):
         assert '"frozen":true' in answer
+        assert '"files":true' in answer
         assert f'"policy":"{place}/headworks.toml"' in answer
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == 0
@@ -116,6 +138,50 @@ def test_freezing_can_be_declined(place: Path) -> None:
         assert '"frozen":false' in answer
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == 0
+
+
+def test_the_policy_can_decline_it_and_the_option_decides(place: Path) -> None:
+    policy = place / "headworks.toml"
+    policy.write_text(policy.read_text() + '[deploy]\ngarbage_collection = "leave"\n')
+    with pod(place) as (_, answer):
+        assert '"frozen":false' in answer
+    with pod(place, "--gc-freeze") as (_, answer):
+        assert '"frozen":true' in answer
+
+
+def test_probes_and_metrics_have_a_port_of_their_own(place: Path) -> None:
+    """The option's, else the policy's; it has no other page, and is gone with the pod."""
+    for_policy, for_option = free_ports("127.0.0.1", 2, random.Random())
+    policy = place / "headworks.toml"
+    policy.write_text(policy.read_text() + f"[management]\nport = {for_policy}\n")
+    named = ("--host", "localhost", "--management-port", str(for_option))
+    for port, options in (for_policy, ()), (for_option, named):
+        with pod(place, *options, managed=True) as (process, _):
+            assert '"reasons": []' in ask(port, "/ready")
+            assert "headworks_ready 1.0" in ask(port, "/metrics")
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                ask(port, "/")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=10) == 0
+            with pytest.raises(urllib.error.URLError, match="refused"):
+                ask(port, "/ready")
+
+
+def test_one_port_is_not_for_both(place: Path) -> None:
+    said = refused(place, "--port", "9000", managed=True)
+    assert said == (
+        "headworks: --management-port: 9000 is the service's port; choose another, or 0 for none\n"
+    )
+
+
+def test_a_management_port_in_use_is_one_clear_sentence(place: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = str(held.getsockname()[1])
+        said = refused(place, "--management-port", port)
+    assert said == (
+        f"headworks: cannot listen on 127.0.0.1:{port} for probes and metrics: {os.strerror(98)}; "
+        "choose another management.port (--management-port), or 0 for none\n"
+    )
 
 
 def test_several_workers_are_refused_with_the_reason(place: Path) -> None:

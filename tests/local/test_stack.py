@@ -145,6 +145,8 @@ def test_a_stack_serves_survives_the_death_of_every_part_and_leaves_nothing_behi
         assert environment["HEADWORKS_STORE__URL"] == parts["valkey"].url
         assert environment["HEADWORKS_VENDORS__LLM__BASE_URL"] == parts["vendor-llm"].url
         assert parts["vendor-llm"].url.endswith("/v1"), "the path of the policy's base_url"
+        for name in ("pod-1", "pod-2"):
+            assert b"headworks_ready 1.0" in answer(parts[name].management + "/metrics")[1]
         assert environment["HEADWORKS_DEPLOY__REPLICAS"] == "2"
         assert json.loads(environment["HEADWORKS_SERVICE__TRUST"]) == ["127.0.0.1/32"]
         assert answer(f"{stack.url}/chat", b"{}")[0] == 200, "through the fake vendor and back"

@@ -65,6 +65,7 @@ CASES = [
     (("admission.limit_concurrency", 191), "error", "refuses at 191 connections", 192),
     (("admission.queue_timeout", "21s"), "warning", "of its 40s a request may spend 21s", "6.667s"),
     (("admission.shadow", True), "warning", "refuses nobody", False),
+    (("management.port", 8000), "error", "8000 is deploy.port, too", 8001),
     (("store", None), "error", "deploy.replicas = 4", {"url": "valkey://valkey:6379"}),
     ((f"{LLM}.slots", 21), "error", "connections.max = 20", 20),
     (

@@ -6,6 +6,7 @@ import gc
 import importlib
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -21,12 +22,17 @@ from starlette.applications import Starlette
 from headworks.cli.fail import fail, policy_or_fail
 from headworks.deploy.server import ServerSettings, server_settings, within_open_files
 from headworks.fairness import FairnessGate
+from headworks.health import PortTaken
+from headworks.health.management import listen
 
 log = logging.getLogger("headworks")
 
 GC_THRESHOLDS = (10_000, 20, 50)
 """Garbage collection in a frozen pod: what lives after startup is never looked at again, so that what
 requests leave behind may pile up further before it is."""
+
+OPEN_FILES = 65_536
+"""Files and sockets a pod may have open, as far as the platform allows."""
 
 
 def serve(
@@ -36,9 +42,22 @@ def serve(
         int | None, typer.Option("--port", help="Default: the policy's deploy.port.")
     ] = None,
     workers: Annotated[int, typer.Option("--workers", help="One; a pod is one process.")] = 1,
+    management_port: Annotated[
+        int | None,
+        typer.Option(
+            "--management-port",
+            min=0,
+            max=65535,
+            help="For probes and metrics; 0: none. Default: the policy's management.port, else 9000.",
+        ),
+    ] = None,
     gc_freeze: Annotated[
-        bool, typer.Option("--gc-freeze/--no-gc-freeze", help="Freeze what lives after startup.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--gc-freeze/--no-gc-freeze",
+            help="Freeze what lives after startup. Default: the policy's deploy.garbage_collection.",
+        ),
+    ] = None,
     access_log: Annotated[bool, typer.Option("--access-log", help="One log line per request.")] = False,
 ) -> None:
     """Serve the policy's application as one pod.
@@ -58,6 +77,14 @@ def serve(
     os.environ["HEADWORKS_POLICY"] = str(path)
     _leave_quietly()
     listener = _listener(settings)
+    _manage(
+        host,
+        loaded.management_port if management_port is None else management_port,
+        beside=settings.port,
+    )
+    _allow_open_files()
+    if gc_freeze is None:
+        gc_freeze = loaded.deploy.garbage_collection == "freeze"
     application = _application(loaded.service.app, path.parent)
     arguments = settings.arguments() | {"access_log": access_log}
     _Pod(uvicorn.Config(application, **arguments), gc_freeze=gc_freeze).run(sockets=[listener])
@@ -78,6 +105,28 @@ class _Pod(uvicorn.Server):
             gc.set_threshold(*GC_THRESHOLDS)
         for listener in sockets or ():
             log.info("pod listens on %s:%d", *listener.getsockname()[:2])
+
+
+def _manage(host: str, port: int, *, beside: int) -> None:
+    """Tell the application's works where probes and metrics are served; end here if they cannot be."""
+    if port == beside:
+        fail(f"--management-port: {port} is the service's port; choose another, or 0 for none")
+    if port:
+        try:
+            listen(host, port).close()
+        except PortTaken as error:
+            fail(str(error))
+    os.environ["HEADWORKS_MANAGEMENT__PORT"] = str(port)
+    os.environ["HEADWORKS_MANAGEMENT__HOST"] = host
+
+
+def _allow_open_files() -> None:
+    """As many open files as the platform lets a process have: a socket is one, and where the service's
+    port has used them up, nobody reaches the management port either."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _leave_quietly() -> None:

@@ -1,18 +1,21 @@
-"""Probes and metrics, answered outside everything else, by exact path.
+"""Probes and metrics: three paths, what they say, and to whom.
 
 `/health` says that the event loop turns, and nothing more. `/ready` says whether to send traffic, and
-why not. `/metrics` is Prometheus text; the gateway keeps it from the outside.
+why not. `/metrics` is Prometheus text. On the application's own port they are answered outside of
+everything else, by exact path, and only those inside see more than a yes or no.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
 
 from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from headworks.address import Network
 from headworks.health.readiness import Health
 
 HEALTH: Final = "/health"
@@ -20,40 +23,79 @@ READY: Final = "/ready"
 METRICS: Final = "/metrics"
 
 _JSON: Final = "application/json"
+_FORWARDED: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip"})
+"""What proxies add: a request with one of these comes from behind a gateway, so from outside."""
 
 
-class Probes:
-    """Answers the three paths itself and passes on everything else.
+class Page(NamedTuple):
+    """One answer."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+_NOT_FOUND: Final = Page(404, _JSON, b'{"detail":"Not Found"}')
+_ALIVE: Final = Page(200, _JSON, b'{"status":"ok"}')
+_ONLY_READ: Final = Page(405, _JSON, b'{"detail":"only GET and HEAD"}')
+
+
+class Pages:
+    """What the three paths say.
 
     metrics  content type and text of the metrics
     """
 
-    def __init__(
-        self, app: ASGIApp, *, health: Health, metrics: Callable[[], tuple[str, bytes]]
-    ) -> None:
-        self.app = app
+    def __init__(self, health: Health, *, metrics: Callable[[], tuple[str, bytes]]) -> None:
         self._health, self._metrics = health, metrics
+
+    def page(self, method: str, path: str, *, inside: bool) -> Page:
+        """The answer; to those outside there are no metrics, and `/ready` gives no reasons."""
+        if path not in (HEALTH, READY, METRICS) or (path == METRICS and not inside):
+            return _NOT_FOUND
+        if method not in ("GET", "HEAD"):
+            return _ONLY_READ
+        if path == HEALTH:
+            return _ALIVE
+        if path == METRICS:
+            return Page(200, *self._metrics())
+        ready, report = self._health.report()
+        said = report if inside else {"ready": ready}
+        return Page(200 if ready else 503, _JSON, json.dumps(said).encode())
+
+
+class Probes:
+    """Answers the three paths itself, and passes on everything else.
+
+    allow  networks that count as inside, beside loopback: of those who connect themselves. What a
+           proxy passed on is from outside, whatever the proxy's address
+    """
+
+    def __init__(self, app: ASGIApp, pages: Pages, *, allow: Iterable[Network] = ()) -> None:
+        self.app = app
+        self._pages, self._allow = pages, tuple(allow)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = get_route_path(scope) if scope["type"] == "http" else ""
         if path not in (HEALTH, READY, METRICS):
             await self.app(scope, receive, send)
-        elif scope["method"] not in ("GET", "HEAD"):
-            await _answer(send, 405, _JSON, b'{"detail":"only GET and HEAD"}')
-        elif path == HEALTH:
-            await _answer(send, 200, _JSON, b'{"status":"ok"}')
-        elif path == READY:
-            ready, report = self._health.report()
-            await _answer(send, 200 if ready else 503, _JSON, json.dumps(report).encode())
-        else:
-            await _answer(send, 200, *self._metrics())
+            return
+        page = self._pages.page(scope["method"], path, inside=self._inside(scope))
+        headers = [
+            (b"content-type", page.content_type.encode()),
+            (b"content-length", str(len(page.body)).encode()),
+            (b"cache-control", b"no-store"),
+        ]
+        await send({"type": "http.response.start", "status": page.status, "headers": headers})
+        await send({"type": "http.response.body", "body": page.body})
 
-
-async def _answer(send: Send, status: int, content_type: str, body: bytes) -> None:
-    headers = [
-        (b"content-type", content_type.encode()),
-        (b"content-length", str(len(body)).encode()),
-        (b"cache-control", b"no-store"),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    def _inside(self, scope: Scope) -> bool:
+        if any(name in _FORWARDED for name, _ in scope["headers"]):
+            return False
+        try:
+            address = ipaddress.ip_address(scope["client"][0])
+        except (TypeError, ValueError):  # a Unix socket, or a test client's name
+            return False
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        return address.is_loopback or any(address in network for network in self._allow)

@@ -1,10 +1,11 @@
 """Whether this pod should get traffic, and why not.
 
 Starting and draining pods are not ready. A pod under pressure (full for long, or failing by its own
-fault) may leave only with a permit, of which the fleet has few: when everyone is full, leaving only
-makes the others fuller, and the admission layer sheds better than a readiness that flips. Without a
-permit, or without anyone to ask for one, it stays. Having left, it holds the permit, stays away for a
-minimum time, and comes back only once the pressure is well gone.
+fault) may leave only with a permit, of which the fleet has few, and none when many are under pressure:
+when everyone is full, leaving only makes the others fuller, and the admission layer sheds better than a
+readiness that flips. Without a permit, or without anyone to ask for one, it stays. Having left, it keeps
+the permit alive, stays away for a minimum time, and comes back once the pressure is well gone, or at
+once when the permit is.
 """
 
 from __future__ import annotations
@@ -26,18 +27,22 @@ TICK: Final = 1.0
 """Seconds between two looks at the pressure."""
 HOLD: Final = (5.0, 7.5)
 """Seconds a pod stays away at least, drawn evenly so that pods do not return in step."""
+LOOKS: Final = 3
+"""Looks in a row that must permit it before a pod leaves: time for others to say that they are full."""
 EASED: Final = 0.5
 """The part of `error_rate_high` below which a failing pod counts as recovered."""
 
 
 class Permit(Protocol):
-    """One of few places in which pods may be away for load."""
+    """One of few places in which pods may be away for load. Taken under pressure, before leaving."""
 
     async def hold(self) -> bool:
-        """Take it, or keep it; False when there is none to have."""
+        """Take it, or keep it alive; whether the pod may be away."""
         ...
 
-    async def give_back(self) -> None: ...
+    async def give_back(self) -> None:
+        """Return it, also when it is not certain that it was had."""
+        ...
 
 
 class Stage(StrEnum):
@@ -72,6 +77,8 @@ class Health:
         self._stage = Stage.STARTING
         self._away: str | None = None
         self._back_at = 0.0
+        self._permitted_looks = 0
+        self._asked = False
 
     @property
     def ready(self) -> bool:
@@ -116,31 +123,42 @@ class Health:
 
     async def step(self) -> None:
         """Leave, stay away or come back, as the pressure and the permit have it."""
-        if self._away is None:
-            cause = self._pressure(self._settings.error_rate_high)
-            if cause is not None and self._stage is Stage.SERVING and await self._permitted():
-                self._away = cause
-                self._back_at = asyncio.get_running_loop().time() + self._rng.uniform(*HOLD)
-                self._telemetry.emit(Changed("ready", "away", cause))
-            return
-        eased = self._pressure(self._settings.error_rate_high * EASED) is None
-        held = asyncio.get_running_loop().time() >= self._back_at
-        if (eased and held) or not await self._permitted():
-            await self._return()
+        now, away = asyncio.get_running_loop().time(), self._away is not None
+        pressure = self._pressure(self._settings.error_rate_high * (EASED if away else 1.0))
+        pressed = pressure is not None or (away and now < self._back_at)
+        wanted = pressed and self._stage is Stage.SERVING
+        permitted = wanted and await self._permitted()
+        self._permitted_looks = self._permitted_looks + 1 if permitted else 0
+        if away and not permitted:
+            self._away = None
+            self._telemetry.emit(Changed("ready", self._stage.value))
+        elif not away and self._permitted_looks >= LOOKS and self._stage is Stage.SERVING:
+            self._away = pressure
+            self._back_at = now + self._rng.uniform(*HOLD)
+            self._telemetry.emit(Changed("ready", "away", pressure or ""))
+        if not wanted:
+            await self._give_back()
 
     async def close(self) -> None:
         """Give back what is held."""
-        if self._away is not None:
-            await self._return()
-
-    async def _return(self) -> None:
         self._away = None
-        self._telemetry.emit(Changed("ready", self._stage.value))
-        if self._permit is not None:
-            await self._permit.give_back()
+        await self._give_back()
 
     async def _permitted(self) -> bool:
-        return self._permit is not None and await self._permit.hold()
+        """Whether the permit is held; one that cannot be asked for is not."""
+        if self._permit is None:
+            return False
+        self._asked = True  # before it is: a cancelled question may have taken it
+        try:
+            return await self._permit.hold()
+        except Exception:
+            log.exception("the leave-permit cannot be asked for: the pod stays")
+            return False
+
+    async def _give_back(self) -> None:
+        if self._permit is not None and self._asked:
+            await self._permit.give_back()
+            self._asked = False
 
     def _pressure(self, error_rate: float) -> str | None:
         if self._full_for() >= self._settings.saturated_for:

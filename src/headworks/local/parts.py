@@ -52,8 +52,10 @@ def fake_vendor(
     return Command(argv, environ, folder / f"vendor-{name}.log", grace=2.0)
 
 
-def pod(index: int, policy_file: Path, folder: Path, port: int, environ: Mapping[str, str]) -> Command:
-    """One pod: the policy's application in a real server process."""
+def pod(
+    index: int, policy_file: Path, folder: Path, ports: tuple[int, int], environ: Mapping[str, str]
+) -> Command:
+    """One pod: the policy's application in a real server process, with a port for probes beside it."""
     argv = (
         *_headworks(),
         "serve",
@@ -62,7 +64,9 @@ def pod(index: int, policy_file: Path, folder: Path, port: int, environ: Mapping
         "--host",
         LOOPBACK,
         "--port",
-        str(port),
+        str(ports[0]),
+        "--management-port",
+        str(ports[1]),
     )
     return Command(argv, {**environ, "HEADWORKS_POD": f"pod-{index}"}, folder / f"pod-{index}.log")
 

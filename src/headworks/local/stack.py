@@ -63,7 +63,7 @@ class Stack:
         self._vendor_urls = dict(vendor_urls)
         self._environ = {**environ, "PYTHONUNBUFFERED": "1"}
         self._say, self._rng = say, rng
-        self._parts: list[tuple[str, str, Child]] = []  # kind, url, child
+        self._parts: list[tuple[str, str, str, Child]] = []  # kind, url, where it is managed, child
         self._fake_urls: dict[str, str] = {}
         self._awaited: list[str] = []
         self._opened = self._running = False
@@ -81,8 +81,10 @@ class Stack:
     def status(self) -> status.Status:
         """What runs where."""
         found = tuple(
-            status.Part(child.name, kind, url, child.pid, str(child.command.log), child.restarts)
-            for kind, url, child in self._parts
+            status.Part(
+                child.name, kind, url, child.pid, str(child.command.log), child.restarts, management
+            )
+            for kind, url, management, child in self._parts
         )
         return status.Status(os.getpid(), self.url, str(self._file), dict(self._fake_urls), found)
 
@@ -93,14 +95,16 @@ class Stack:
             raise Unusable(f"cannot listen on port {self._port}: {reason}; choose another with --port")
         self._open_folder()
         faked = [name for name in self._policy.vendors if name not in self._vendor_urls]
-        store_port, *ports = probe.free_ports(LOOPBACK, 1 + len(faked) + self._pods, self._rng)
+        store_port, *ports = probe.free_ports(LOOPBACK, 1 + len(faked) + 2 * self._pods, self._rng)
+        vendor_ports, pod_ports = ports[: len(faked)], ports[len(faked) :]
+        serving, managing = pod_ports[: self._pods], pod_ports[self._pods :]
         telling = asyncio.create_task(self._tell_whom_it_waits_for(), name="progress of the start")
         try:
             await self._start_store(store_port)
-            vendors = await self._start_vendors(faked, ports[: len(faked)])
-            pods = await self._start_pods(ports[len(faked) :], f"valkey://{LOOPBACK}:{store_port}")
+            vendors = await self._start_vendors(faked, vendor_ports)
+            pods = await self._start_pods(serving, managing, f"valkey://{LOOPBACK}:{store_port}")
             await _all([*vendors, *pods])
-            await self._start_gateway(ports[len(faked) :])
+            await self._start_gateway(serving)
         finally:
             telling.cancel()
             await asyncio.wait((telling,))
@@ -115,14 +119,14 @@ class Stack:
     async def stop(self) -> None:
         """End every part: gateway, pods, vendors, store; each kind side by side. Never raises."""
         for kind in ("gateway", "pod", "vendor", "store"):
-            children = [child for its_kind, _, child in self._parts if its_kind == kind]
+            children = [child for its_kind, _, _, child in self._parts if its_kind == kind]
             await asyncio.gather(*(child.stop() for child in children))
         if self._opened and not self._keep:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def kill_nowait(self) -> None:
         """Kill every part at once; `stop` then only sweeps up."""
-        for _, _, child in self._parts:
+        for *_, child in self._parts:
             child.kill_nowait()
 
     async def _start_store(self, port: int) -> None:
@@ -145,7 +149,7 @@ class Stack:
             waits.append(partial(self._answers, child, port, "/stats", VENDOR_WAIT))
         return waits
 
-    async def _start_pods(self, ports: list[int], store_url: str) -> list[Wait]:
+    async def _start_pods(self, serving: list[int], managing: list[int], store_url: str) -> list[Wait]:
         overrides = parts.pod_overrides(
             self._policy,
             store_url=store_url,
@@ -154,10 +158,12 @@ class Stack:
             environ=self._environ,
         )
         waits: list[Wait] = []
-        for index, port in enumerate(ports, 1):
-            command = parts.pod(index, self._file, self._folder, port, {**self._environ, **overrides})
-            child = await self._start(f"pod-{index}", "pod", f"http://{LOOPBACK}:{port}", command)
-            waits.append(partial(self._answers, child, port, "/ready", POD_WAIT))
+        environ = {**self._environ, **overrides}
+        for index, ports in enumerate(zip(serving, managing, strict=True), 1):
+            command = parts.pod(index, self._file, self._folder, ports, environ)
+            url, management = (f"http://{LOOPBACK}:{port}" for port in ports)
+            child = await self._start(f"pod-{index}", "pod", url, command, management)
+            waits.append(partial(self._answers, child, ports[0], "/ready", POD_WAIT))
         return waits
 
     async def _start_gateway(self, ports: list[int]) -> None:
@@ -168,9 +174,11 @@ class Stack:
         child = await self._start("gateway", "gateway", self.url, command)
         await self._answers(child, self._port, nginx.HEALTH, GATEWAY_WAIT)
 
-    async def _start(self, name: str, kind: str, url: str, command: Command) -> Child:
+    async def _start(
+        self, name: str, kind: str, url: str, command: Command, management: str = ""
+    ) -> Child:
         child = Child(name, command, rng=self._rng, say=self._tell, changed=self._publish)
-        self._parts.append((kind, url, child))
+        self._parts.append((kind, url, management, child))
         try:
             await child.start()
         except OSError as error:

@@ -13,7 +13,12 @@ FILE = "stack.json"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One process of the stack. kind: store, vendor, pod or gateway; pid is None while it is away."""
+    """One process of the stack.
+
+    kind        store, vendor, pod or gateway
+    pid         None while it is away
+    management  where a pod answers probes and metrics; empty elsewhere
+    """
 
     name: str
     kind: str
@@ -21,6 +26,7 @@ class Part:
     pid: int | None
     log: str
     restarts: int
+    management: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,18 @@ def a_shadow_protects_nobody(policy: Policy) -> Findings:
         )
 
 
+def probes_have_a_port_of_their_own(policy: Policy) -> Findings:
+    """The management port is not the service's."""
+    port = policy.deploy.port
+    if policy.management_port == port:
+        yield Finding(
+            "management.port",
+            f"{port} is deploy.port, too: a pod cannot listen on it twice",
+            f"management.port = {port + 1 if port < 65_535 else port - 1}, or 0 for none",
+            "error",
+        )
+
+
 def pods_share_a_store(policy: Policy) -> Findings:
     """More than one pod needs a store: shared limits are kept there."""
     replicas = policy.deploy.replicas
@@ -191,6 +203,7 @@ LAWS = (
     the_line_leaves_time_to_be_served,
     somebody_may_state_a_class,
     a_shadow_protects_nobody,
+    probes_have_a_port_of_their_own,
     pods_share_a_store,
     tiers_fit_the_contracts,
     endpoints_are_narrower_than_tiers,

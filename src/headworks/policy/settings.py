@@ -40,6 +40,8 @@ LAST_WORDS = 1.0
 to say so."""
 EDGE_MARGIN = 5.0
 """Seconds the gateway waits longer than a request may take, so that the pod answers first."""
+MANAGEMENT_PORT = 9000
+"""Where `headworks serve` answers probes and metrics, unless the policy says otherwise."""
 
 SPARE_CONNECTIONS = 10_000
 """Connections that a server holds beside those with a place: who waits, is refused, idles or floods."""
@@ -51,6 +53,7 @@ WhenDown = Literal["share", "open", "closed"]
 Scope = Literal["user", "tenant", "all"]
 Mode = Literal["enforce", "shadow", "off"]
 ModeChoice = Annotated[Mode, Choice(("enforce", "shadow", "off"))]
+GarbageCollection = Literal["freeze", "leave"]
 
 _HEADER = "[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
 
@@ -60,6 +63,7 @@ Image = Annotated[str, Text(r"[a-z0-9][\w./:@-]{0,254}", 'an image, such as "reg
 Path = Annotated[str, Text(r"/[\x21-\x7e]{0,255}", 'a path, such as "/chat"')]
 TierName = Annotated[str, Text("[a-z0-9][a-z0-9_-]{0,62}", "1 to 63 of a-z, 0-9, _ and -")]
 VendorName = Annotated[str, Text("[a-z0-9][a-z0-9_-]{0,62}", "1 to 63 of a-z, 0-9, _ and -")]
+Host = Annotated[str, Text("[0-9A-Za-z.:-]{1,255}", 'an address or a name; "0.0.0.0" or "::" for all')]
 Key = Annotated[str, Text(r"[\x21-\x7e]{1,256}", "1 to 256 visible ASCII characters")]
 TenantName = Annotated[str, Text(r"[\x21-\x7e]{1,128}", "1 to 128 visible ASCII characters")]
 
@@ -119,6 +123,17 @@ class HealthSettings(Section):
     """How long a leaving pod keeps serving, until the gateway has seen that it leaves."""
     drain_timeout: Annotated[float, Seconds(0.1, 7200)] | None = None
     """How long a leaving pod waits for requests in flight; absent: `service.sla`."""
+
+
+class ManagementSettings(Section):
+    """Probes and metrics on a port of their own, for the platform; no gateway routes it."""
+
+    port: Annotated[int, Whole(0, 65_535)] | None = None
+    """Where; 0: nowhere. Absent: 9000 under `headworks serve`, nowhere under other servers."""
+    host: Host = "0.0.0.0"
+    """On which address; probes come to the pod's own."""
+    allow: Networks | None = None
+    """Who sees metrics and the reasons of `/ready` on the service's port; absent: `service.trust`."""
 
 
 class AdmissionSettings(Section):
@@ -287,6 +302,8 @@ class DeploySettings(Section):
     """Where a pod listens."""
     gateway_port: Annotated[int, Whole(1, 65_535)] = 8080
     """Where the gateway listens."""
+    garbage_collection: Annotated[GarbageCollection, Choice(("freeze", "leave"))] = "freeze"
+    """What `headworks serve` does once a pod has started: freeze what lives, or leave it be."""
     grace: Annotated[float, Seconds(1, 7200)] | None = None
     """How long a leaving pod gets before it is killed; absent: drain delay + drain timeout + 5s."""
 
@@ -299,6 +316,7 @@ class Policy(Section):
     service: ServiceSettings
     gateway: GatewaySettings = GatewaySettings()
     health: HealthSettings = HealthSettings()
+    management: ManagementSettings = ManagementSettings()
     admission: AdmissionSettings = AdmissionSettings()
     store: StoreSettings | None = None
     fairness: FairnessSettings
@@ -310,6 +328,11 @@ class Policy(Section):
     def request_timeout(self) -> float:
         """Seconds the gateway waits for a pod."""
         return self.gateway.request_timeout or self.service.sla + EDGE_MARGIN
+
+    @property
+    def management_port(self) -> int:
+        """Where `headworks serve` answers probes and metrics; 0: nowhere but on the service's port."""
+        return MANAGEMENT_PORT if self.management.port is None else self.management.port
 
     @property
     def drain_timeout(self) -> float:

@@ -18,6 +18,7 @@ from headworks.current import Criticality
 from headworks.errors import PolicyError, Problem
 from headworks.fairness import Limits, Rules
 from headworks.fairness.limits import when_down_of
+from headworks.health import Management, Pages
 from headworks.identity import Caller, Callers, Identifier, Rank, Resolver
 from headworks.policy.profiles import profile_named
 from headworks.policy.settings import Policy, WhenDown
@@ -32,26 +33,8 @@ from headworks.vendor.quota import Quota
 
 log = logging.getLogger("headworks")
 
-LEAVING: Final = 0.3
-"""The part of all pods that may be away for load at once."""
 BELOW_CONTAINER: Final = 0.9
 """The part of a container's memory at which shedding must have begun."""
-LEASE: Final = 10.0
-"""Seconds after which the leave-permit of a pod that died is free again."""
-
-
-class LeavePermit:
-    """One of the places in which pods may be away for load: a lease in the shared store."""
-
-    def __init__(self, store: Store, key: str, holder: str, limit: int) -> None:
-        self._store, self._key, self._holder, self._limit = store, key, holder, limit
-
-    async def hold(self) -> bool:
-        held = await self._store.lease(self._key, holder=self._holder, limit=self._limit, ttl=LEASE)
-        return held > 0
-
-    async def give_back(self) -> None:
-        await self._store.release(self._key, holder=self._holder)
 
 
 def store_of(
@@ -155,12 +138,10 @@ def gate_of(
     )
 
 
-def permit_of(policy: Policy, store: Store, pod: str) -> LeavePermit | None:
-    """The pod's leave-permit; None where it is alone or the fleet too small to spare a pod."""
-    places = int(LEAVING * policy.deploy.replicas)
-    if policy.store is None or places < 1:
-        return None
-    return LeavePermit(store, f"{{health:{policy.service.name}}}:leave", pod, places)
+def management_of(policy: Policy, pages: Pages) -> Management | None:
+    """Probes and metrics on a port of their own; None where the policy names none."""
+    place = policy.management
+    return Management(pages, host=place.host, port=place.port) if place.port else None
 
 
 def rules_of(policy: Policy) -> Rules:

@@ -28,7 +28,7 @@ from headworks import fairness
 from headworks.admission import Answers
 from headworks.cleanup import Reaper
 from headworks.fairness import Fairness, FairnessGate, Routes
-from headworks.health import Health, Probes, Termination
+from headworks.health import Health, Pages, Probes, Termination
 from headworks.identity import Resolver
 from headworks.limits.shapes import Window
 from headworks.policy.load import load
@@ -41,7 +41,7 @@ from headworks.vendor import Vendor
 from headworks.works.build import (
     gate_of,
     identifier_of,
-    permit_of,
+    management_of,
     pressure_of,
     rules_of,
     slots_of,
@@ -49,6 +49,7 @@ from headworks.works.build import (
     vendors_of,
     without_store,
 )
+from headworks.works.permit import permit_of
 from headworks.works.reload import Change, PolicyWatch, signature
 
 log = logging.getLogger("headworks")
@@ -117,6 +118,8 @@ class Headworks:
             rng=rng,
         )
         self.telemetry.add(self._health)
+        self._pages = Pages(self._health, metrics=self._metrics.render)
+        self._management = management_of(policy, self._pages)
         delay, patience = policy.health.drain_delay, policy.drain_timeout
         self._termination = Termination(delay, patience, leaving=self._leave, over=self._answers.end)
         self._vendors = vendors_of(
@@ -197,10 +200,15 @@ class Headworks:
         await self._fairness.charge(units)
 
     async def start(self) -> None:
-        """Begin to watch over the pod. Done by the lifespan as well; again does nothing."""
+        """Begin to watch over the pod. Done by the lifespan as well; again does nothing.
+
+        Raises `PortTaken` where the policy names a management port that cannot be had.
+        """
         if not self._watches:
             self._health.start()
             self._answers.begin()
+            if self._management is not None:
+                await self._management.start()
             self._watches = [asyncio.create_task(self._health.watch(), name="headworks: health")]
             if self._pressure.bounded:
                 watch = asyncio.create_task(self._pressure.watch(), name="headworks: pressure")
@@ -212,7 +220,7 @@ class Headworks:
             await self._greet_store()
 
     async def stop(self) -> None:
-        """End requests, clean-ups, vendors and store, in this order. Done by the lifespan as well."""
+        """End requests, clean-ups, vendors, store and probes, in this order. The lifespan does so."""
         if not self._watches:
             return
         self._leave()
@@ -229,6 +237,8 @@ class Headworks:
         closing += [(f"vendor {name}", vendor.aclose) for name, vendor in self._vendors.items()]
         closing += [("what limits only watch", self._fairness.drain)]
         closing += [("the store", self._store.aclose)]
+        if self._management is not None:  # last: until then it says that the pod is draining
+            closing += [("the management port", self._management.aclose)]
         for what, close in closing:
             try:
                 async with asyncio.timeout(max(ends - loop.time(), SOONEST)):
@@ -299,7 +309,10 @@ class Headworks:
                 reaper=self._reaper,
             )
             self._name_idle_limits()
-            return Probes(admission, health=self._health, metrics=self._metrics.render)
+            allow = self.policy.management.allow
+            return Probes(
+                admission, self._pages, allow=self.policy.service.trust if allow is None else allow
+            )
 
         # On the instance, so that admission stays outermost whatever middleware is added later.
         app.build_middleware_stack = outermost  # type: ignore[method-assign]  # meant: see above

@@ -1,4 +1,4 @@
-"""The fake vendor without a socket: an httpx2 transport that streams, also in virtual time.
+"""An application without a socket: an httpx2 transport that streams, also in virtual time.
 
 `httpx2.ASGITransport` collects the whole answer before it returns and knows no timeouts. This one
 hands over chunks as they are sent, closes when the reader does, honours the read timeout, and turns
@@ -16,13 +16,16 @@ from starlette.types import ASGIApp
 
 
 class InProcess(httpx2.AsyncBaseTransport):
-    """Calls an ASGI application on the running loop, one task per request."""
+    """Calls an ASGI application on the running loop, one task per request.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    client  the address from which requests come, as the application sees it
+    """
+
+    def __init__(self, app: ASGIApp, *, client: str = "127.0.0.1") -> None:
+        self._app, self._client = app, client
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        exchange = _Exchange(request, await request.aread())
+        exchange = _Exchange(request, await request.aread(), self._client)
         exchange.task = asyncio.create_task(exchange.run(self._app), name=f"vendor {request.url.path}")
         try:
             start = await exchange.wait_next()
@@ -38,8 +41,8 @@ class _Exchange(httpx2.AsyncByteStream):
 
     task: asyncio.Task[None]
 
-    def __init__(self, request: httpx2.Request, body: bytes) -> None:
-        self._request, self._body = request, body
+    def __init__(self, request: httpx2.Request, body: bytes, client: str) -> None:
+        self._request, self._body, self._client = request, body, client
         self._read_timeout: float | None = request.extensions.get("timeout", {}).get("read")
         self._sent: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(maxsize=1)
         self._gone = asyncio.Event()
@@ -59,7 +62,7 @@ class _Exchange(httpx2.AsyncByteStream):
             "raw_path": url.raw_path.split(b"?")[0],
             "query_string": url.query,
             "server": (url.host, url.port),
-            "client": ("127.0.0.1", 0),
+            "client": (self._client, 0),
             "root_path": "",
         }
         try:
