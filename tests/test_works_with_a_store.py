@@ -158,9 +158,7 @@ async def test_a_store_that_is_away_at_the_start_or_dies_is_no_500(tmp_path: Pat
         assert (await client.get("/ready")).status_code == 200
 
 
-async def test_without_the_store_each_limit_goes_by_its_own_rule_and_a_contract_is_never_left_open() -> (
-    None
-):
+async def test_without_the_store_each_limit_has_its_own_rule_and_no_contract_is_open() -> None:
     """The policy says open; one tier and one endpoint say otherwise, and the vendor keeps its share."""
     policy: dict[str, Any] = {
         "schema": 1,

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.real
 PLENTY = Question((Ask("limit", "k", Window.of(1_000_000, 60)),))
 DEADLINE = 0.1
 SCHEDULING = 0.3
-"""Seconds by which a machine with two cores, used by others too, may be late."""
+"""Seconds by which a machine with two cores, used by others too, may be late; see `Lag` for more."""
 
 
 @dataclass
@@ -51,12 +51,32 @@ class Load:
             await asyncio.sleep(pause)
 
 
+@dataclass
+class Lag:
+    """How late the machine let a timer be, at worst: a decision meets a few of them."""
+
+    worst: float = 0.0
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + 0.005
+            await asyncio.sleep(0.005)
+            self.worst = max(self.worst, loop.time() - due)
+
+    @property
+    def scheduling(self) -> float:
+        return max(SCHEDULING, 3 * self.worst)
+
+
 @asynccontextmanager
-async def load(*loads: Load, tasks: int = 5, pause: float = 0.01) -> AsyncIterator[None]:
+async def load(*loads: Load, tasks: int = 5, pause: float = 0.01) -> AsyncIterator[Lag]:
     """So many callers of each, until the block ends; what they raise, it raises."""
     running = [asyncio.create_task(one.run(pause)) for one in loads for _ in range(tasks)]
+    lag = Lag()
+    running.append(asyncio.create_task(lag.run()))
     try:
-        yield
+        yield lag
     finally:
         failed = [task.exception() for task in running if task.done()]
         for task in running:
@@ -100,7 +120,7 @@ async def test_five_seconds_without_a_server(own_server: Any, how: str) -> None:
     stores = pods(own_server.url, 4, told)
     loads = [Load(store, PLENTY) for store in stores]
     limited = [Load(store, Question((Ask("limit", "few", Window.of(200, 2)),))) for store in stores]
-    async with load(*loads, *limited):
+    async with load(*loads, *limited) as lag:
         await until(lambda: all(one.shared for one in loads) and all_counted(stores), 8)
         began, _ = commands(own_server)
         await asyncio.sleep(1)
@@ -118,7 +138,7 @@ async def test_five_seconds_without_a_server(own_server: Any, how: str) -> None:
         assert after - before <= 1.5 * usual + 4 * 20, "as in any second, and a few looks"
         assert connected_since - connected <= 4 * 3, "two for each pod, and a look"
         await asyncio.sleep(2)
-    assert max(one.slowest for one in [*loads, *limited]) < DEADLINE + SCHEDULING
+    assert max(one.slowest for one in [*loads, *limited]) < DEADLINE + lag.scheduling
     assert sorted(told) == ["down"] * 4 + ["up"] * 4
     admitted = [at for one in limited for at in one.admitted]
     assert most_in_any(2 - DEADLINE, admitted) <= 200 * (1 + 4 / 4) + 4
@@ -200,7 +220,7 @@ async def test_with_some_pods_cut_off_the_total_stays_within_its_bound(
     question = Question((Ask("limit", "k", shape),))
     stores = pods(own_server.url, 2, told) + pods(url, 2, told)
     loads = [Load(store, question) for store in stores]
-    async with load(*loads, tasks=2, pause=0.004):
+    async with load(*loads, tasks=2, pause=0.004) as lag:
         await until(lambda: all(one.shared for one in loads) and all_counted(stores), 8)
         for _ in range(2):
             await asyncio.sleep(0.5)
@@ -218,7 +238,7 @@ async def test_with_some_pods_cut_off_the_total_stays_within_its_bound(
     extra = shape.burst if isinstance(shape, Bucket) else 0
     # Callers see a decision up to a scheduling delay after the store made it.
     assert most_in_any(2 - DEADLINE, admitted) <= (200 + extra) * (1 + 2 / 4) + 2
-    assert max(one.slowest for one in loads) < DEADLINE + SCHEDULING
+    assert max(one.slowest for one in loads) < DEADLINE + lag.scheduling
     for one in loads:
         await one.store.aclose()
     await proxy.close()
