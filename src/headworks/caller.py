@@ -102,7 +102,7 @@ class Caller:
     def answered(self) -> None:
         """The answer is complete, or the request over: nothing that is heard from now on counts."""
         self._over = True
-        self._waits = None
+        self._waits = self.budget = None
         if self._listener is not None:
             self._listener.cancel()
 

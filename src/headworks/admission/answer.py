@@ -48,7 +48,7 @@ class Answers:
             answer.end(PodLeaving(retry_after=AGAIN))
 
     def begin(self) -> None:
-        """The pod serves, (again)."""
+        """The pod serves (again)."""
         self.leaving = self._over = False
 
     def leave(self) -> None:
