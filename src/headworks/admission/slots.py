@@ -208,7 +208,7 @@ class Slots:
         now = asyncio.get_running_loop().time()
         self._held += 1
         self._holding += (now - began - self._holding) / min(self._held, REMEMBER)
-        if self._line is not None and self._in_flight <= self._limit:
+        if self._line is not None:
             turn = self._line.next()
             if turn is not None:
                 turn.give(self._begin(Slot(self, False, now)))
