@@ -111,6 +111,16 @@ async def test_the_critical_go_first_and_no_place_is_kept_empty_for_them() -> No
     assert served == ["background", "critical", "default", "sheddable", "background"]
 
 
+async def test_with_a_line_any_class_may_fill_the_pod() -> None:
+    """Ten of background take ten places; without a line they would get eight."""
+    for patience, places in ((10.0, 10), (0.0, 8)):
+        pod = Pod(working(4.0), limit=10, patience=patience)
+        tasks = [come(pod, "background") for _ in range(10)]
+        await asyncio.sleep(1)
+        assert pod.now().in_flight == places
+        await asyncio.gather(*tasks)
+
+
 async def test_a_flooder_in_line_costs_the_polite_one_round() -> None:
     """Between tenants of a class the line is fair: one of many waits is enough."""
     served: list[str] = []
