@@ -43,7 +43,7 @@ CLAIMS: dict[str, Act] = {
     "no-store": bad_input.no_store,
     "foreign-origin": bad_input.foreign_origin,
     "check": offline.checked,
-    "fleet": offline.fleet,
+    "contract": offline.contract,
     "overload": overload.overload,
     "probes": probes.probed,
     "cascade": offline.cascade,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from bench.claims import Claim, Control, Figure, Verdict
+from bench.contract.cells import MECHANISMS, OTHERS, Cell, cells
+from bench.contract.fleet import run
 from bench.stage import Missing, Stage
 
-from bench import fleet, offline, prove
+from bench import offline, prove
 
 
 async def holding(stage: Stage) -> Claim:
@@ -35,16 +39,17 @@ def test_every_broken_policy_has_a_place_that_must_be_named() -> None:
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_every_mechanism_has_cells_and_a_control(quick: bool) -> None:
-    names = [cell.name for cell in fleet.cells(quick=quick)]
+    names = [cell.name for cell in cells(quick=quick)]
     assert len(names) == len(set(names))
-    for mechanism in ("bucket", "sliding", "fixed"):
+    for mechanism in (*MECHANISMS, "tokens"):
         assert any(name.startswith(mechanism) and name.endswith("ms") for name in names)
-        assert f"{mechanism} off" in names
+        assert f"{mechanism}, off" in names
+    for other in OTHERS:
+        assert any(name.endswith(other) for name in names)
 
 
 def test_a_cell_without_its_limiter_is_rejected_and_with_it_is_not() -> None:
     """One small run each way: the judge of the fleet does say no."""
-    minute = fleet.Cell("narrow", "sliding", window=10.0, overload=1.5)
-    off = fleet.Cell("off", "sliding", window=10.0, overload=1.5, limiter="off")
-    assert fleet.run(minute, 1).rejected == 0
-    assert fleet.run(off, 1).rejected > 0
+    minute = Cell("narrow", "sliding", window=10.0, overload=1.5, seconds=60.0)
+    assert run(minute, 1).rejected == 0
+    assert run(replace(minute, limiter="off"), 1).rejected > 0

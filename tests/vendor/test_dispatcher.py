@@ -122,19 +122,40 @@ async def test_when_a_costly_head_leaves_the_cheap_one_behind_it_goes_at_once(ho
     assert loop.time() - left_at < 0.01
 
 
-async def test_a_top_up_borrows_no_second_probe(house: Any) -> None:
-    """Only the booking passes the gate; a probe lent to a top-up would never come back."""
+async def test_booking_anew_for_a_costly_head_borrows_no_second_probe(house: Any) -> None:
+    """Only the first booking passes the gate; another probe would be lent to nobody."""
     store = Scripted(lambda question: Verdict(True, 0.0, wait=0.5, probe=1, epoch=1))
-    vendor = house.vendor(store=store, profile="openai", quota=["600/min", "60000 tokens/min"])
+    vendor = house.vendor(store=store, profile="openai", quota=["6/min", "60000 tokens/min"])
     cheap = asyncio.create_task(call(vendor, max_tokens=10))
     await asyncio.sleep(0.1)
     costly = asyncio.create_task(call(vendor, max_tokens=1000))
     await asyncio.sleep(0.01)
     cheap.cancel()
     assert await costly == 200
-    topped_up = [question for question in store.asked if question.asks[0].cost != 1]
-    assert all(question.gate is None for question in topped_up)
-    assert sum(question.gate is not None for question in store.asked) <= 2
+    await house.reaper.drain(1)
+    anew = [question for question in store.asked if question.gate is None]
+    assert [[ask.cost for ask in question.asks] for question in anew] == [[1, 1000]]
+    given_back = [report for report in store.told if any(c.units == -10 for c in report.corrections)]
+    assert [report.probe for report in given_back] == [0], "the probe has gone over to the new booking"
+
+
+async def test_all_of_a_call_is_paid_for_one_time(house: Any) -> None:
+    """What a costly head adds may fall due later than what was booked; paid in two parts, the first
+    would be free again while the vendor still counts the call."""
+    due = iter([0.5, 2.0])
+    store = Scripted(lambda question: Verdict(True, 0.0, wait=next(due), at_us=len(store.asked)))
+    vendor = house.vendor(store=store, profile="openai", quota=["6/min", "60000 tokens/min"])
+    cheap = asyncio.create_task(call(vendor, max_tokens=10))
+    await asyncio.sleep(0.1)
+    costly = asyncio.create_task(call(vendor, max_tokens=1000))
+    await asyncio.sleep(0.01)
+    cheap.cancel()
+    assert await costly == 200
+    await house.reaper.drain(1)
+    paid = [[ask.cost for ask in question.asks] for question in store.asked]
+    back = [[(c.units, c.at_us) for c in report.corrections] for report in store.told]
+    assert paid == [[1, 10], [1, 1000]]
+    assert [(-1, 1), (-10, 1)] in back
 
 
 async def test_closing_while_a_question_is_in_flight_leaves_nothing(house: Any) -> None:

@@ -16,31 +16,35 @@ import heapq
 import math
 import random
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 from headworks.cleanup import Reaper
-from headworks.current import Criticality, Current
-from headworks.errors import DeadlineExceeded, QueueTimeout, Refused, VendorQuota
+from headworks.current import Current
+from headworks.errors import VendorQuota
 from headworks.limits.breaker import BreakerRules
-from headworks.limits.line import Line, Waiter
+from headworks.limits.line import Waiter
 from headworks.store.protocol import Gate, Question, Store
-from headworks.telemetry import Decided, Telemetry, Waited
+from headworks.telemetry import Telemetry, Waited
 from headworks.vendor.alarm import Alarm
 from headworks.vendor.gate import GateCache
 from headworks.vendor.grant import Booking, Grant, Ledger
 from headworks.vendor.outlook import ROOM, Full, Outlook, Place
-from headworks.vendor.pace import Demand, Pace
-from headworks.vendor.quota import Cost, Payment, Quota, minus, missing
+from headworks.vendor.pace import Pace
+from headworks.vendor.quota import Cost, Payment, Quota, missing
 from headworks.vendor.slots import Slots
 from headworks.vendor.smoother import Smoother
+from headworks.vendor.waiting import Waiting
 from headworks.verdict import NEVER, Verdict
 
-LEAD = 2.0
-"""Seconds of this pod's share of the quota that are booked ahead: enough that a pod with a twentieth
-of the demand still holds one booking at ten calls a second."""
+LEAD = 10
+"""Calls of the whole quota that are booked ahead, each pod its share of them."""
 
-TRIM = 1.25
-"""By how much the line may be longer than can be served in time before it is cut."""
+LEAD_LEAST, LEAD_MOST = 0.2, 2.0
+"""Seconds ahead that these may be at least, to hide a trip to the store, and at most."""
+
+PATIENT = 1.2
+"""Of the bookings' lead, what a caller may have to wait at least, however overloaded the vendor."""
 
 LOCAL = 0.5
 """The part of the jitter that may be this pod's own lateness; the rest is the network's."""
@@ -77,7 +81,7 @@ class Dispatcher:
         self.vendor, self._quota, self._gate, self._slots = vendor, quota, gate, slots
         self._shared_gate = Gate(quota.gate_key, rules)
         self._store, self._smoother, self._telemetry, self._rng = store, smoother, telemetry, rng
-        self._pod, self._replicas, self._queue_timeout = pod, replicas, queue_timeout
+        self._pod, self._replicas = pod, replicas
         self._ledger = Ledger(
             vendor,
             quota=quota,
@@ -86,19 +90,30 @@ class Dispatcher:
             slots=slots,
             store=store,
             reaper=reaper,
-            turned=self._turn_away,
+            turned=lambda: self._waiting.turn_away(),
         )
-        self._line: Line[Place] = Line()
         self._bookings: list[Booking] = []
         self._number = 0
         self._asking: asyncio.Task[None] | None = None
         self._alarm = Alarm(self._serve)
         self._tolerance = max(jitter * LOCAL, TOLERANCE)
         self.late = 0
-        self._rounding, self._closed = 1.0, False
+        self._rounding = 1.0
+        self._lead = min(max(LEAD * quota.interval, LEAD_LEAST), LEAD_MOST)
         self._pace = Pace(expected_latency / slots.total)
         self._outlook = Outlook(quota, gate, self._pace, queue_timeout, rng)
-        self._demand = Demand()
+        self._waiting = Waiting(
+            vendor,
+            gate=gate,
+            pace=self._pace,
+            outlook=self._outlook,
+            bookings=self._bookings,
+            telemetry=telemetry,
+            queue_timeout=queue_timeout,
+            least=PATIENT * self._lead,
+            gave_up=self._kick,
+        )
+        self._line, self._demand = self._waiting.line, self._waiting.demand
         slots.when_freed(self._kick)
 
     @property
@@ -118,7 +133,7 @@ class Dispatcher:
         `VendorOpen`, `VendorQuota`. Cancelling it at any point leaves nothing behind.
         """
         counted = {unit: units for unit, units in cost.items() if unit in self._quota.units}
-        waiter = self._enter(counted, who)
+        waiter = self._waiting.enter(counted, who)
         self._kick()
         try:
             return await waiter.payload.woken
@@ -126,93 +141,13 @@ class Dispatcher:
             self._left(waiter)
             raise
 
-    def _enter(self, cost: dict[str, int], who: Current) -> Waiter[Place]:
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        self._demand.arrived(now)
-        until = min(now + self._queue_timeout, who.deadline)
-        ahead = self._line.ahead(who.tenant, who.criticality)
-        wait = self._outlook.wait(ahead, cost, who.criticality, self._bookings, now)
-        refusal = self._outlook.hopeless(cost, until, now)
-        if self._closed:
-            refusal = QueueTimeout("the service is shutting down", retry_after=1.0)
-        elif now >= who.deadline:
-            refusal = DeadlineExceeded()
-        elif refusal is None and now + wait > until:
-            refusal = self._outlook.too_long(wait, cost)
-        if refusal is not None:
-            self._decided(who.criticality, refusal)
-            raise refusal
-        place = Place(cost, loop.create_future(), now, until, who.deadline)
-        units = max(cost.get("tokens", 0), cost.get("input_tokens", 0) + cost.get("output_tokens", 0))
-        waiter = Waiter(place, who.tenant, who.criticality, max(units, 1), who.weight)
-        self._line.join(waiter)
-        self._pace.joined(waiter.criticality, now)
-        place.timer = loop.call_at(until, self._give_up, waiter)
-        return waiter
-
     def _left(self, waiter: Waiter[Place]) -> None:
         """A caller was cancelled: out of the line, and back with what it had just been handed."""
         woken = waiter.payload.woken
         if woken.done() and not woken.cancelled() and woken.exception() is None:
             woken.result().give_back()
-        self._out(waiter)
+        self._waiting.leave(waiter)
         self._kick()  # the next in line may cost less
-
-    def _give_up(self, waiter: Waiter[Place]) -> None:
-        """The time in line is over."""
-        now = asyncio.get_running_loop().time()
-        if now >= waiter.payload.deadline:
-            self._refuse(waiter, DeadlineExceeded())
-        elif self._gate.wait(now) > 0:
-            self._refuse(waiter, self._gate.refusal(now))
-        else:
-            self._pace.in_vain(waiter.criticality, waiter.payload.joined_at, now)
-            wait = self._tail(waiter.criticality, now)
-            self._refuse(waiter, self._outlook.too_long(wait, waiter.payload.cost))
-        self._kick()
-
-    def _refuse(self, waiter: Waiter[Place], refusal: Refused) -> None:
-        self._out(waiter)
-        if not waiter.payload.woken.done():
-            self._decided(waiter.criticality, refusal)
-            waiter.payload.woken.set_exception(refusal)
-
-    def _decided(self, criticality: Criticality, refusal: Refused | None = None) -> None:
-        reason = refusal.reason if refusal else ""
-        name = criticality.name.lower()
-        self._telemetry.emit(Decided("vendor", refusal is None, reason, self.vendor, name))
-
-    def _out(self, waiter: Waiter[Place]) -> None:
-        self._line.leave(waiter)
-        if waiter.payload.timer is not None:
-            waiter.payload.timer.cancel()
-
-    def _turn_away(self) -> None:
-        """Refuse at once everyone whose time will be up before the vendor can be called again."""
-        now = asyncio.get_running_loop().time()
-        latest = max(now + self._gate.wait(now), self._outlook.full.room_at)
-        for waiter in self._line.waiters():
-            if waiter.payload.until >= latest:
-                continue
-            refusal = self._outlook.hopeless(waiter.payload.cost, waiter.payload.until, now)
-            if refusal is not None:
-                self._refuse(waiter, refusal)
-
-    def _tail(self, criticality: Criticality, now: float) -> float:
-        """Seconds until the end of the line is likely to be served."""
-        return self._outlook.wait(len(self._line), {}, criticality, self._bookings, now)
-
-    def _trim(self) -> None:
-        """More stand in line than the pace now known can serve in time: refuse the last of them now."""
-        now = asyncio.get_running_loop().time()
-        if self._tail(Criticality.CRITICAL, now) < TRIM * self._queue_timeout:
-            return
-        for ahead, waiter in enumerate(self._line.in_order()):
-            place, top = waiter.payload, Criticality.CRITICAL  # whom nobody overtakes
-            wait = self._outlook.wait(ahead, place.cost, top, self._bookings, now)
-            if now + wait > place.until + (TRIM - 1.0) * self._queue_timeout / 2:
-                self._refuse(waiter, self._outlook.too_long(wait, place.cost))
 
     # -- booking: steps 8 to 10 ------------------------------------------------------------------
 
@@ -225,7 +160,7 @@ class Dispatcher:
             return
         now = asyncio.get_running_loop().time()
         shut = min(self._gate.wait(now), self._gate.look_at - now)
-        wait = max(shut, self._smoother.wait(now))
+        wait = max(shut, self._smoother.wait(now), self._outlook.rests_until - now)
         if self._outlook.full.holds(next_up.payload.cost):
             wait = max(wait, self._outlook.full.ask_at - now)
         if wait > 0:
@@ -234,10 +169,19 @@ class Dispatcher:
             self._start(self._book(next_up))
 
     def _ahead(self) -> int:
-        """How many bookings may be out: this pod's share of demand, `LEAD` seconds of the quota."""
+        """How many bookings may be out: this pod's share of demand, of the quota's next calls."""
         if self._quota.interval <= 0:
             return self._slots.total
-        return max(1, math.floor(self._demand.share * LEAD / self._quota.interval + self._rounding))
+        return max(1, math.floor(self._ours() + self._rounding))
+
+    def _ours(self) -> float:
+        """This pod's part of the bookings that the whole fleet makes ahead."""
+        return self._demand.share * self._lead / self._quota.interval
+
+    def _rest(self, due: float, wait: float) -> None:
+        """A pod whose part is less than one booking holds one for that part of the time only."""
+        if self._quota.interval > 0 and (ours := self._ours()) < 1.0:
+            self._outlook.rests_until = due + min(wait * (1.0 / max(ours, 0.01) - 1.0), LEAD_MOST)
 
     def _start(self, question: Coroutine[Any, Any, None]) -> None:
         self._asking = asyncio.get_running_loop().create_task(question, name=f"book:{self.vendor}")
@@ -260,31 +204,35 @@ class Dispatcher:
         booking: Booking | None = None
         try:
             verdict, payment, due = await self._ask(cost, waiter, self._shared_gate)
-            self._trim()
+            self._waiting.trim()
             if verdict.allowed:
                 self._smoother.pass_one(asyncio.get_running_loop().time())
                 self._number += 1
                 self._rounding = self._rng.random()  # a fraction of a booking is one now and then
-                booking = Booking(due, self._number, cost, [payment], verdict.epoch, verdict.probe)
+                booking = Booking(due, self._number, cost, payment, verdict.epoch, verdict.probe)
                 heapq.heappush(self._bookings, booking)
+                self._rest(due, verdict.wait)
         finally:
             if booking is None:
                 self._slots.unpledge()
 
-    async def _top_up(self, booking: Booking, waiter: Waiter[Place], lack: dict[str, int]) -> None:
-        """The head costs more than was booked: pay the difference, and move the booking to then."""
-        topped_up = False
+    async def _rebook(self, booking: Booking, waiter: Waiter[Place]) -> None:
+        """The head costs more than was booked: book anew, all of it for one time, and give the old back.
+
+        To pay the difference alone would not do: it may fall due later, and what was paid for the
+        earlier time would be free again before the vendor forgets the call.
+        """
+        anew: Booking | None = None
         try:
-            verdict, payment, due = await self._ask(lack, waiter, None)
+            verdict, payment, due = await self._ask(waiter.payload.cost, waiter, None)
             if verdict.allowed:
-                booking.cost = minus(booking.cost, minus({}, lack))
-                booking.paid.append(payment)
-                booking.due = max(booking.due, due)
-                heapq.heappush(self._bookings, booking)
-                topped_up = True
+                anew = replace(booking, due=due, cost=payment.cost, paid=payment)
+                heapq.heappush(self._bookings, anew)
         finally:
-            if not topped_up:
+            if anew is None:
                 self._return(booking)
+            else:
+                self._ledger.give_back(replace(booking, probe=0))  # the new one has it
 
     async def _ask(
         self, cost: dict[str, int], waiter: Waiter[Place], gate: Gate | None
@@ -294,7 +242,7 @@ class Dispatcher:
         Also returns when to send, on our clock. The store decided between question and answer, so in
         the middle of the two as far as we can know; an answer that took long makes a late booking.
 
-        A top-up asks no gate: it has passed it, and another probe would be lent to nobody.
+        Booking anew asks no gate: it has been passed, and another probe would be lent to nobody.
         """
         loop, known = asyncio.get_running_loop(), self._gate.epoch
         asked = loop.time()
@@ -314,12 +262,12 @@ class Dispatcher:
         if verdict.allowed:
             self._outlook.full = ROOM
         elif verdict.blocked is not None:
-            self._turn_away()
+            self._waiting.turn_away()
         elif verdict.degraded and not verdict.limits:  # no word of the quota: nobody answered
             self._outlook.full = Full({}, 0.0, now + max(verdict.retry_after, SOONEST))
         elif verdict.retry_after == NEVER:
             detail = f"the call costs more than vendor '{self.vendor}' ever allows at once"
-            self._refuse(waiter, VendorQuota(f"{detail}: {cost}", limit=self.vendor))
+            self._waiting.refuse(waiter, VendorQuota(f"{detail}: {cost}", limit=self.vendor))
         else:
             self._refused(cost, verdict.retry_after, now)
         return verdict, Payment(cost, verdict.at_us), (asked + now) / 2 + verdict.wait
@@ -333,7 +281,7 @@ class Dispatcher:
         horizon, wait = self._quota.horizon, max(wait, SOONEST)
         spread = self._rng.uniform(0.0, (self._replicas - 1) * min(self._quota.interval, 1.0))
         self._outlook.full = Full(cost, now + wait + horizon, now + wait + min(spread, horizon))
-        self._turn_away()
+        self._waiting.turn_away()
 
     # -- sending: step 11 ------------------------------------------------------------------------
 
@@ -350,29 +298,33 @@ class Dispatcher:
             if lack and not void and self._asking is not None:
                 return  # one question at a time: its answer brings us back here
             heapq.heappop(self._bookings)
-            if head is None or void:
+            if head is None or void or (lack and self._covered(head)):
                 self._return(booking)
             elif lack:
-                self._start(self._top_up(booking, head, lack))
+                self._start(self._rebook(booking, head))
             else:
                 self._hand_over(booking, head, now)
         if self._bookings:
             self._alarm.set(self._bookings[0].due)
         self._kick()
 
+    def _covered(self, head: Waiter[Place]) -> bool:
+        """Whether a later booking is large enough for who is next."""
+        return any(not missing(head.payload.cost, booking.cost) for booking in self._bookings)
+
     def _head(self) -> Waiter[Place] | None:
         """Who is next; a caller that was cancelled but has not yet woken to leave is struck out."""
         while (head := self._line.head()) is not None and head.payload.woken.done():
-            self._out(head)
+            self._waiting.leave(head)
         return head
 
     def _hand_over(self, booking: Booking, head: Waiter[Place], now: float) -> None:
         """Booking and slot in one step, to the head of the line."""
         self._line.pop()
-        self._out(head)
+        self._waiting.leave(head)
         self._slots.take_pledged()
         self._pace.served(now, busy=len(self._line) > 0)
-        self._decided(head.criticality)
+        self._waiting.decided(head.criticality)
         self._telemetry.emit(Waited(self.vendor, now - head.payload.joined_at))
         until = booking.due + self._tolerance
         grant = Grant(self._ledger, booking, head.payload.cost, at=now, until=until)
@@ -387,9 +339,7 @@ class Dispatcher:
 
     async def aclose(self) -> None:
         """Refuse everyone in line, end the question in flight, give every booking back."""
-        self._closed = True
-        for waiter in self._line.waiters():
-            self._refuse(waiter, QueueTimeout("the service is shutting down", retry_after=1.0))
+        self._waiting.close()
         asking = self._asking
         if asking is not None:
             _, late = await asyncio.wait((asking,), timeout=1.0)

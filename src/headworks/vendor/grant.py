@@ -22,13 +22,13 @@ class Booking:
     """A send time that the store has given this pod.
 
     due    on the loop's clock; `number` keeps the order of bookings due together
-    cost   all that was paid, `paid` in one payment, or two when it had to be topped up
+    cost   what was paid for
     """
 
     due: float
     number: int
     cost: dict[str, int] = field(compare=False)
-    paid: list[Payment] = field(compare=False)
+    paid: Payment = field(compare=False)
     epoch: int = field(compare=False, default=0)
     probe: int = field(compare=False, default=0)
 
@@ -53,24 +53,20 @@ class Ledger:
 
     def give_back(self, booking: Booking) -> None:
         """The booking's call was not sent: everything paid returns to where it came from."""
-        corrections = [
-            correction
-            for payment in booking.paid
-            for correction in self._quota.corrections(minus({}, payment.cost), payment)
-        ]
+        corrections = self._quota.corrections(minus({}, booking.cost), booking.paid)
         self._tell(booking, corrections, Ending.IGNORED)
 
     def settle(
         self, booking: Booking, used: Cost, ending: Ending, *, slow: bool, cool_down: float
     ) -> None:
         """The call was sent and cost `used`: the difference to what was booked is settled."""
-        corrections = self._quota.corrections(minus(used, booking.cost), booking.paid[0])
-        self._tell(booking, list(corrections), ending, slow=slow, cool_down=cool_down)
+        corrections = self._quota.corrections(minus(used, booking.cost), booking.paid)
+        self._tell(booking, corrections, ending, slow=slow, cool_down=cool_down)
 
     def _tell(
         self,
         booking: Booking,
-        corrections: list[Correction],
+        corrections: tuple[Correction, ...],
         ending: Ending,
         *,
         slow: bool = False,
@@ -79,7 +75,7 @@ class Ledger:
         if not corrections and ending is Ending.IGNORED and not booking.probe:
             return
         report = Report(
-            corrections=tuple(corrections),
+            corrections=corrections,
             gate=self._shared_gate,
             ending=ending,
             slow=slow,

@@ -47,7 +47,11 @@ ROOM = Full({}, 0.0, 0.0)
 
 
 class Outlook:
-    """Gate, quota and pace as this pod knows them, put together. `full` is what the store last said."""
+    """Gate, quota and pace as this pod knows them, put together.
+
+    full         what the store last said
+    rests_until  the lane books nothing before, on the loop's clock
+    """
 
     def __init__(
         self,
@@ -60,6 +64,7 @@ class Outlook:
         self._vendor, self._quota, self._gate, self._pace = quota.vendor, quota, gate, pace
         self._queue_timeout, self._rng = queue_timeout, rng
         self.full = ROOM
+        self.rests_until = 0.0
 
     def hopeless(self, cost: Cost, until: float, now: float) -> Refused | None:
         """The refusal of a call that surely cannot be sent in time, from what this pod knows."""
@@ -79,7 +84,7 @@ class Outlook:
         """Seconds until a call with so many ahead of it is likely to be sent; `bookings` is a heap."""
         if ahead < len(bookings):
             return max(heapq.nsmallest(ahead + 1, bookings)[-1].due - now, 0.0)
-        first = max((booking.due for booking in bookings), default=now)
+        first = max((booking.due for booking in bookings), default=max(now, self.rests_until))
         if not bookings and self.full.room_at > now and self.full.holds(cost):
             first = self.full.room_at
         behind = ahead - len(bookings)

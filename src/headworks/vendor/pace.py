@@ -56,13 +56,16 @@ class Pace:
         else:
             self._times.clear()
 
-    def wait(self, ahead: int, criticality: Criticality, now: float) -> float:
-        """Seconds until a call of this class with so many ahead of it is likely to be served."""
+    def interval(self, now: float) -> float:
+        """Seconds between two calls of this line."""
         interval = self._interval
         if len(self._times) >= 4:
             interval = (now - self._times[0]) / len(self._times)
-        if self._tight:
-            interval = max(interval, self._spacing)
+        return max(interval, self._spacing) if self._tight else interval
+
+    def wait(self, ahead: int, criticality: Criticality, now: float) -> float:
+        """Seconds until a call of this class with so many ahead of it is likely to be served."""
+        interval = self.interval(now)
         higher = sum(level.now(now) for other, level in self._joined.items() if other > criticality)
         overtaken = 1.0 - min(higher * interval, CROWDED)
         return ahead * interval / overtaken * self._caution[criticality].now(now)
@@ -73,10 +76,13 @@ class Pace:
 
 
 class Demand:
-    """This pod's arrivals, in calls per second, and its share of the fleet's as last heard."""
+    """This pod's arrivals, in calls per second, and its share of the fleet's as last heard.
 
-    def __init__(self) -> None:
-        self._arrivals = Arrivals()
+    half_life  seconds after which an arrival counts half for `overload`
+    """
+
+    def __init__(self, half_life: float) -> None:
+        self._arrivals, self._lasting = Arrivals(), Arrivals(half_life)
         self._reported_at = -math.inf
         self._reported = 0.0
         self.share = 1.0
@@ -84,6 +90,11 @@ class Demand:
     def arrived(self, now: float) -> None:
         """One call has come in."""
         self._arrivals.arrived(now)
+        self._lasting.arrived(now)
+
+    def overload(self, interval: float, now: float) -> float:
+        """How many times more has lately come than goes at one call an `interval`; at least 1."""
+        return max(1.0, self._lasting.now(now) * interval)
 
     def to_report(self, now: float) -> float:
         """Calls per second to report with the question at hand; 0 when it is not yet time."""
