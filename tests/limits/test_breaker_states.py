@@ -136,3 +136,37 @@ def test_the_longest_cool_down_stands_and_each_growth_raises_the_epoch() -> None
 def test_epochs_rise_even_when_the_state_was_lost() -> None:
     opened = _opened(now=1_764_000_000 * SECOND)
     assert breaker.begun(1_764_000_001 * SECOND).epoch > opened.epoch
+
+
+def test_after_a_cool_down_one_passes_and_two_more_for_each_that_comes_back() -> None:
+    state = _tell(breaker.begun(0), 0, Ending.OVERLOADED, cool_down=SECOND)
+    assert breaker.admit(state, RULES, SECOND - 1)[1:3] == (Blocked.COOL_DOWN, 1)
+    allowed = []
+    for _ in range(3):
+        passed = 0
+        while (moved := breaker.admit(state, RULES, SECOND))[1] is None:
+            state, passed = moved[0], passed + 1
+        allowed.append(passed)
+        for _ in range(passed):
+            state = _tell(state, SECOND, Ending.OK)
+    assert allowed == [1, 2, 4]
+    for _ in range(breaker.SLOW_START):
+        state = _tell(state, SECOND, Ending.FAILED, epoch=state.epoch)
+    assert not state.cool_until, "the vendor lets calls in again, whatever it makes of them"
+
+
+def test_a_slow_start_hangs_on_no_lost_call() -> None:
+    state = _tell(breaker.begun(0), 0, Ending.OVERLOADED, cool_down=SECOND)
+    state = breaker.admit(state, RULES, SECOND)[0]
+    assert breaker.admit(state, RULES, 2 * SECOND)[1] is Blocked.COOL_DOWN
+    assert breaker.admit(state, RULES, SECOND + RULES.probe_us)[1] is None
+    freed = _tell(state, 2 * SECOND, Ending.IGNORED)
+    assert breaker.admit(freed, RULES, 2 * SECOND)[1] is None
+
+
+def test_endings_of_before_a_cool_down_are_no_sign_that_it_is_over() -> None:
+    state = _tell(breaker.begun(0), 0, Ending.OVERLOADED, cool_down=SECOND)
+    for _ in range(100):
+        state = _tell(state, SECOND, Ending.OK, epoch=0)
+    assert state.cool_until
+    assert state.back == 0

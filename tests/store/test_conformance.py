@@ -20,6 +20,7 @@ GATE = Gate("{v}:gate", RULES)
 TEN = Window.of(10, 60)
 HUNDRED = Window.of(100, 60)
 PACED = Bucket.of(60, 60)
+AMPLE = Bucket.of(600, 60, burst=600)
 
 
 async def ask(store: Store, shape: Shape, cost: int = 1, *, key: str = "{v}:k", **more: Any) -> Verdict:
@@ -269,6 +270,36 @@ async def test_a_cool_down_stops_the_fleet_and_voids_what_was_booked(opener: Any
         assert (blocked.blocked, blocked.retry_after) == (Blocked.COOL_DOWN, 2.5)
         clock.pass_(2.5)
         assert (await ask(store, PACED, gate=GATE, horizon=5)).allowed
+
+
+async def test_a_slow_start_follows_a_cool_down(opener: Any, clock: Any) -> None:
+    """One passes, then two more for each that comes back; a call that came to nothing frees its pass."""
+    async with opener(clock) as store:
+        epoch = (await store.report(Report(gate=GATE, ending=Ending.OVERLOADED, cool_down=1))).epoch
+        clock.pass_(1)
+
+        async def passing() -> int:
+            passed = 0
+            while (verdict := await ask(store, AMPLE, gate=GATE)).allowed:
+                passed += 1
+            assert (verdict.blocked, verdict.retry_after) == (Blocked.COOL_DOWN, 0.25)
+            return passed
+
+        async def back(*endings: Ending) -> None:
+            for ending in endings:
+                await store.report(Report(gate=GATE, ending=ending, epoch=epoch))
+
+        assert await passing() == 1
+        await back(Ending.IGNORED)
+        assert await passing() == 1
+        await back(Ending.OK)
+        assert await passing() == 2
+        await back(Ending.OK, Ending.OVERLOADED)
+        assert await passing() == 2
+        clock.pass_(RULES.probe_us / 1e6)
+        assert await passing() == 1, "nothing was heard for as long as a probe may take"
+        await back(*[Ending.OK] * 16)
+        assert [(await ask(store, AMPLE, gate=GATE)).allowed for _ in range(99)] == [True] * 99
 
 
 async def test_the_fleets_demand_is_the_sum_of_recent_reports(opener: Any, clock: Any) -> None:

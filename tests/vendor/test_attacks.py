@@ -51,7 +51,7 @@ async def test_a_strange_retry_after_loses_no_slot_and_pauses_within_reason(
     assert (await vendor.client.post(PATH, json={})).status_code == 429
     await house.reaper.drain(1)
     assert vendor.statistics().in_flight == 0
-    assert vendor.statistics().shut_for == pytest.approx(shut, abs=0.01)
+    assert shut <= vendor.statistics().shut_for + 0.01 <= 1.1 * shut + 0.02
     assert house.reaper.statistics().failed == 0
 
 
@@ -209,7 +209,7 @@ async def test_settling_early_keeps_the_slot_until_the_block_ends(house: Any) ->
     await house.reaper.drain(1)
     assert vendor.statistics().in_flight == 0
     assert [(e.ending, e.units) for e in house.sink.of(Called)] == [("overloaded", 30)]
-    assert vendor.statistics().shut_for == pytest.approx(300, abs=1)
+    assert 299 <= vendor.statistics().shut_for <= 331
 
 
 async def test_a_group_of_broken_connections_counts_against_the_vendor(house: Any) -> None:

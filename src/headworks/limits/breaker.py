@@ -8,6 +8,11 @@
                → closed    after `probes` successes
                → open      on the first failed probe
     cool-down  beside all of them: nothing passes until `cool_until`, the latest anyone asked for
+               → slow start  when that time is over
+    slow start beside all of them: one call passes, two more for each that has come back, so at most
+               twice as many in each round trip; over when `SLOW_START` have. Nothing heard of a pass
+               for `probe_us`: it counts from one again. Coming back means any ending of the vendor's
+               own that asks for no cool-down, be it a 500; our own refusal makes its pass free again
 
 Units: integer microseconds on the store's clock. A call is bad when it failed, was overloaded, or was
 slow. IGNORED is neither good nor bad and only frees its probe. A probe whose ending never arrives
@@ -26,6 +31,12 @@ from enum import StrEnum
 from headworks.verdict import Blocked
 
 SUB_BUCKETS = 10
+
+SLOW_START = 16
+"""Calls that have come back since a cool-down, until it is over for good."""
+
+SOON_US = 250_000
+"""When a gate that is in slow start is worth asking again."""
 
 
 class Ending(StrEnum):
@@ -66,6 +77,7 @@ class BreakerState:
     """open_until: 0 closed, > now open, else half-open. counts: (sub-bucket, good, bad).
 
     probes: (number, its lease's end) of the probes under way; `numbered` is the last number given.
+    In slow start, `passed` calls were let through, the last for `passed_at`, and `back` came back.
     """
 
     epoch: int = 0
@@ -73,6 +85,9 @@ class BreakerState:
     cool_until: int = 0
     successes: int = 0
     numbered: int = 0
+    passed: int = 0
+    passed_at: int = 0
+    back: int = 0
     counts: tuple[tuple[int, int, int], ...] = ()
     probes: tuple[tuple[int, int], ...] = ()
 
@@ -93,7 +108,7 @@ def admit(state: BreakerState, rules: BreakerRules, now: int, sent: int | None =
     if state.cool_until > now:
         return state, Blocked.COOL_DOWN, state.cool_until - now, 0
     if not state.open_until:
-        return state, None, 0, 0
+        return _slowly(state, rules, now, sent)
     if state.open_until > now:
         return state, Blocked.OPEN, state.open_until - now, 0
     under_way = tuple(probe for probe in state.probes if probe[1] > now)
@@ -104,6 +119,17 @@ def admit(state: BreakerState, rules: BreakerRules, now: int, sent: int | None =
     until = (now if sent is None else sent) + rules.probe_us
     leased = replace(state, numbered=number, probes=(*under_way, (number, until)))
     return leased, None, 0, number
+
+
+def _slowly(state: BreakerState, rules: BreakerRules, now: int, sent: int | None) -> Admission:
+    """A call through a closed gate, counted where the gate is in slow start."""
+    if not state.cool_until:
+        return state, None, 0, 0
+    if state.passed_at + rules.probe_us <= now:
+        state = replace(state, passed=0, back=0)
+    if state.passed > 2 * state.back:
+        return state, Blocked.COOL_DOWN, SOON_US, 0
+    return replace(state, passed=state.passed + 1, passed_at=now if sent is None else sent), None, 0, 0
 
 
 def record(
@@ -118,10 +144,23 @@ def record(
 ) -> BreakerState:
     """The state after a call sent under `epoch` ended so, and asked for a cool-down (0: did not)."""
     if ending is not None:
+        if state.cool_until and cool_down_us <= 0 and epoch >= state.epoch:
+            state = _came_back(state, ending)
         state = _ended(state, rules, now, ending, slow, epoch, probe)
     if cool_down_us > 0 and now + cool_down_us > state.cool_until:
-        state = replace(state, cool_until=now + cool_down_us, epoch=state.epoch + 1)
+        until, epoch = now + cool_down_us, state.epoch + 1
+        state = replace(state, cool_until=until, epoch=epoch, passed=0, passed_at=0, back=0)
     return state
+
+
+def _came_back(state: BreakerState, ending: Ending) -> BreakerState:
+    if ending is Ending.IGNORED:
+        return replace(state, passed=max(state.passed - 1, 0))
+    if ending is Ending.OVERLOADED:
+        return state
+    if state.back + 1 >= SLOW_START:
+        return replace(state, cool_until=0, passed=0, passed_at=0, back=0)
+    return replace(state, back=state.back + 1)
 
 
 def _ended(

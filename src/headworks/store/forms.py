@@ -21,7 +21,7 @@ KNOWN = 4096
 """Shapes, each with a cost, whose packed form is kept."""
 
 _BLOCKED = {1: Blocked.OPEN, 2: Blocked.COOL_DOWN}
-_ENDINGS = {None: 0, Ending.OK: 1, Ending.FAILED: 2, Ending.OVERLOADED: 2, Ending.IGNORED: 3}
+_ENDINGS = {None: 0, Ending.OK: 1, Ending.FAILED: 4, Ending.OVERLOADED: 2, Ending.IGNORED: 3}
 _PLAIN = struct.pack("<cBBB", b"q", 0, 0, 0)
 
 _Known = tuple[bytes, str, Shape]
@@ -34,7 +34,7 @@ def key_of(shape: Shape, key: str) -> str:
 
 
 def gate_key(key: str) -> str:
-    return f"{PREFIX}g:{key}"
+    return f"{PREFIX}g2:{key}"
 
 
 def _packed(shape: Shape, cost: int) -> bytes:

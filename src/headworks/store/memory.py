@@ -101,7 +101,7 @@ class MemoryStore:
                 for ask, time in zip(question.asks, times, strict=True)
             )
             return Verdict(False, again, limits, epoch=state.epoch, demand=demand)
-        if gate is not None and probe:
+        if gate is not None and (probe or state.cool_until):
             state, *_ = breaker.admit(state, gate.rules, now, at)
             self._keep_gate(gate, state, now)
         for ask in question.asks:

@@ -6,8 +6,10 @@ from headworks.telemetry.events import (
     Decided,
     Event,
     Queued,
+    Rejected,
     Served,
     Shadowed,
+    Told,
     Waited,
 )
 from headworks.telemetry.funnel import Sink, Telemetry
@@ -18,9 +20,11 @@ __all__ = [
     "Decided",
     "Event",
     "Queued",
+    "Rejected",
     "Served",
     "Shadowed",
     "Sink",
     "Telemetry",
+    "Told",
     "Waited",
 ]

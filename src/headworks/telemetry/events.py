@@ -70,6 +70,25 @@ class Called:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejected:
+    """A vendor answered 429 or 529; `kind`: rate, ramp or spend. It pauses the whole fleet."""
+
+    vendor: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a vendor's headers said: so many `unit` left, all of them back in `reset` seconds (None: did
+    not say)."""
+
+    vendor: str
+    unit: str
+    remaining: float
+    reset: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Changed:
     """Something switched state: a breaker, the store's ladder, readiness."""
 
@@ -78,4 +97,4 @@ class Changed:
     detail: str = ""
 
 
-Event = Decided | Shadowed | Served | Queued | Waited | Called | Changed
+Event = Decided | Shadowed | Served | Queued | Waited | Called | Rejected | Told | Changed

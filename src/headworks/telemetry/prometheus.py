@@ -18,8 +18,10 @@ from headworks.telemetry.events import (
     Decided,
     Event,
     Queued,
+    Rejected,
     Served,
     Shadowed,
+    Told,
     Waited,
 )
 
@@ -80,6 +82,15 @@ class PrometheusSink:
         self._waits = self._times(
             "vendor_wait_seconds", "Seconds a call stood in its vendor's line", "vendor"
         )
+        self._rejections = self._counts(
+            "vendor_rejections", "429s and 529s of vendors", "vendor", "kind"
+        )
+        self._remaining = self._told(
+            "vendor_told_remaining", "Units left, as the vendor's headers said last"
+        )
+        self._reset = self._told(
+            "vendor_told_reset_seconds", "Seconds until all are back, as the vendor's headers said last"
+        )
         self._changes = self._counts("changes", "Switches of state", "subject", "state")
 
     def _counts(self, name: str, meaning: str, *labels: str) -> Counts:
@@ -91,6 +102,9 @@ class PrometheusSink:
         times = Times(name, meaning, *labels)
         self._registry.register(times)
         return times
+
+    def _told(self, name: str, meaning: str) -> Gauge:
+        return Gauge(f"headworks_{name}", meaning, ("vendor", "unit"), registry=self._registry)
 
     def gauge(self, name: str, meaning: str, read: Callable[[], float]) -> None:
         """Show a number of the pod's own as `headworks_{name}`, read when metrics are."""
@@ -115,6 +129,12 @@ class PrometheusSink:
                 self._waits.add((event.vendor,), event.seconds)
             case Called():
                 self._called(event)
+            case Rejected():
+                self._rejections.add((event.vendor, event.kind))
+            case Told():
+                self._remaining.labels(event.vendor, event.unit).set(event.remaining)
+                if event.reset is not None:
+                    self._reset.labels(event.vendor, event.unit).set(event.reset)
             case Changed():
                 subject, state = self._value("subject", event.subject), self._value("state", event.state)
                 self._changes.add((subject, state))

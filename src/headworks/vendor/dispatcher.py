@@ -91,6 +91,7 @@ class Dispatcher:
             store=store,
             reaper=reaper,
             turned=lambda: self._waiting.turn_away(),
+            rng=rng,
         )
         self._bookings: list[Booking] = []
         self._number = 0

@@ -11,6 +11,10 @@ LOOK_AGAIN = 2.0
 """Seconds for which word of an open breaker is taken on trust. A half-open one that has lent out its
 probes names the end of their lease, but closes as soon as they are back, and tells only who asks."""
 
+WARY = 60.0
+"""Seconds after word of a cool-down for which even calls that came to nothing are told: the slow start
+waits for each of them."""
+
 SOONEST = 0.01
 """Seconds at least before a gate that was found shut is asked about again."""
 
@@ -20,12 +24,13 @@ class GateCache:
 
     epoch  rises whenever the breaker opens or closes or a cool-down starts; a booking made under an
            older one is void
+    wary_until  a slow start may be under way until then
     look_at  when it is worth asking about a shut gate again, at the latest when it should open
     """
 
     def __init__(self, vendor: str, telemetry: Telemetry) -> None:
         self.epoch = 0
-        self.shut_until = self.look_at = 0.0
+        self.shut_until = self.look_at = self.wary_until = 0.0
         self._vendor, self._telemetry = vendor, telemetry
         self._why = Blocked.OPEN
         self._known = "closed"
@@ -56,6 +61,8 @@ class GateCache:
         if why is not None:
             seconds = max(seconds, SOONEST)
         self.shut_until = self.look_at = now + seconds if seconds > 0 else 0.0
+        if why is Blocked.COOL_DOWN:
+            self.wary_until = now + seconds + WARY
         if why is Blocked.OPEN:
             self.look_at = min(self.shut_until, now + LOOK_AGAIN)
         self._why = why or Blocked.OPEN

@@ -6,6 +6,7 @@ Everything local returns synchronously; what the store must hear goes through th
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,6 +16,9 @@ from headworks.store.protocol import Correction, Gate, Report, Store
 from headworks.vendor.gate import GateCache
 from headworks.vendor.quota import Cost, Payment, Quota, minus
 from headworks.vendor.slots import Slots
+
+LONGER = 1.1
+"""What a cool-down is multiplied with at most."""
 
 
 @dataclass(order=True, slots=True)
@@ -47,9 +51,11 @@ class Ledger:
         store: Store,
         reaper: Reaper,
         turned: Callable[[], None],
+        rng: random.Random,
     ) -> None:
         self._vendor, self._quota, self._shared_gate, self._gate = vendor, quota, shared_gate, gate
         self.slots, self._store, self._reaper, self._turned = slots, store, reaper, turned
+        self._rng = rng
 
     def give_back(self, booking: Booking) -> None:
         """The booking's call was not sent: everything paid returns to where it came from."""
@@ -59,9 +65,15 @@ class Ledger:
     def settle(
         self, booking: Booking, used: Cost, ending: Ending, *, slow: bool, cool_down: float
     ) -> None:
-        """The call was sent and cost `used`: the difference to what was booked is settled."""
+        """The call was sent and cost `used`: the difference to what was booked is settled.
+
+        `cool_down` seconds are lengthened by chance, so that fleets on one account do not come back in
+        step.
+        """
         corrections = self._quota.corrections(minus(used, booking.cost), booking.paid)
-        self._tell(booking, corrections, ending, slow=slow, cool_down=cool_down)
+        self._tell(
+            booking, corrections, ending, slow=slow, cool_down=cool_down * self._rng.uniform(1.0, LONGER)
+        )
 
     def _tell(
         self,
@@ -72,7 +84,8 @@ class Ledger:
         slow: bool = False,
         cool_down: float = 0.0,
     ) -> None:
-        if not corrections and ending is Ending.IGNORED and not booking.probe:
+        nothing = not corrections and ending is Ending.IGNORED and not booking.probe
+        if nothing and asyncio.get_running_loop().time() > self._gate.wary_until:
             return
         report = Report(
             corrections=corrections,

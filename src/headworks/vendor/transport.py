@@ -28,10 +28,13 @@ from headworks.errors import ForeignOrigin, Refused, VendorFailed, VendorQuota
 from headworks.limits.breaker import Ending
 from headworks.policy.profiles import Profile
 from headworks.policy.settings import VendorSettings
+from headworks.telemetry import Rejected
 from headworks.vendor.body import Body
 from headworks.vendor.estimate import Estimate, UsageReader, estimate
 from headworks.vendor.pipeline import Exchange, Pipeline, TooLate
+from headworks.vendor.rejection import KIND, SPENT, Rejection, classified
 from headworks.vendor.retry import Outcome
+from headworks.vendor.told import Headers
 
 REFUSED = "headworks.refused"
 """The key of a response's extensions under which its `Refused` stands."""
@@ -88,7 +91,7 @@ class VendorTransport(httpx2.AsyncBaseTransport):
     ) -> None:
         self._vendor, self._settings, self._profile = vendor, settings, profile
         self._pipeline, self._engine, self._now = pipeline, engine, now
-        self._reaper = reaper
+        self._reaper, self._headers = reaper, Headers(vendor, profile.headers)
         self._origin = origin(httpx2.URL(settings.base_url))
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -101,7 +104,10 @@ class VendorTransport(httpx2.AsyncBaseTransport):
 
         async def send(until: float) -> httpx2.Response:
             request.extensions = {**extensions, "trace": _punctual(until, extensions.get("trace"))}
-            return await self._engine.send(request, stream=True)
+            answer = await self._engine.send(request, stream=True)
+            for told in self._headers.read(answer.headers, self._now()):
+                self._pipeline.telemetry.emit(told)
+            return await self._rejected(answer) if answer.status_code in OVERLOADED else answer
 
         patient = request.extensions["timeout"]["read"] >= self._settings.timeouts.read
 
@@ -154,9 +160,13 @@ class VendorTransport(httpx2.AsyncBaseTransport):
         if status in OVERLOADED:
             after = self._retry_after(result.headers)
             wait = after or PAUSE  # none named, or one that is over: it was too early all the same
-            detail = f"vendor '{self._vendor}' answered {status}"
+            kind = result.extensions.get(KIND, Rejection.RATE)
+            spent = kind is Rejection.SPEND
+            if spent:
+                wait = max(wait, SPENT)
+            detail = f"vendor '{self._vendor}' answered {status} ({kind})"
             refusal = VendorQuota(detail, retry_after=wait, limit=self._vendor)
-            return Outcome(Ending.OVERLOADED, refusal, retryable=True, retry_after=wait, status=status)
+            return Outcome(Ending.OVERLOADED, refusal, not spent, wait, status)
         if status >= 500:
             after = self._retry_after(result.headers)
             detail = f"vendor '{self._vendor}' answered {status}"
@@ -177,6 +187,16 @@ class VendorTransport(httpx2.AsyncBaseTransport):
             refused = VendorFailed(detail, retry_after=PAUSE)
             return Outcome(ending, refused, retryable=isinstance(error, NOT_SENT))
         return Outcome(Ending.IGNORED)
+
+    async def _rejected(self, answer: httpx2.Response) -> httpx2.Response:
+        """Read why the vendor rejected the call; a body that does not come is closed by the reaper."""
+        try:
+            answer = await classified(answer)
+        except BaseException:
+            self._discard(answer)
+            raise
+        self._pipeline.telemetry.emit(Rejected(self._vendor, answer.extensions[KIND]))
+        return answer
 
     def _discard(self, answer: httpx2.Response) -> None:
         """Close an answer that is about to be replaced by another attempt, which waits for nothing."""

@@ -13,7 +13,8 @@
 --          report    "r", B gated, B 0, B 0 [, the six rules], then per correction "b" or "w", d 0,
 --                    3 d the shape's numbers
 --                    followed by: per correction units (more, or negative: less) and at_us of the
---                    verdict that paid; if gated, ending 0 none|1 ok|2 bad|3 ignored, epoch, probe,
+--                    verdict that paid; if gated, ending 0 none|1 ok|2 bad|3 ignored|4 failed,
+--                    epoch, probe,
 --                    cool_down_us
 -- Returns an array: 1 one string of i8 numbers: now_us; then
 --          per question  if gated: blocked 0|1 open|2 cool-down, wait_us, epoch, probe; if it reports
@@ -131,7 +132,7 @@ local function make_rare()
     if not s then return end
     local ending, epoch, probe = tonumber(ARGV[a]), tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2])
     local cool_down, rules = tonumber(ARGV[a + 3]), form.gate[3]
-    if ending > 0 then gate.ended(s, rules, now, ending, epoch, probe) end
+    if ending > 0 then gate.ended(s, rules, now, ending, epoch, probe, cool_down) end
     gate.cool_down(s, now, cool_down)
     if ending > 0 or cool_down > 0 then change(KEYS[where], form.gate) end
     say(packed('<i8i8', s.epoch, max(now, s.cool, s.open) - now))
@@ -167,8 +168,9 @@ local function question(form, k, a)
   end
   local allowed = not never and at <= now + horizon
   if allowed then
-    if probe > 0 then
-      gate.lease(s, form.gate[3], now, at)
+    if s and (probe > 0 or s.cool > 0) then
+      local pass = probe > 0 and gate.lease or gate.pass
+      pass(s, form.gate[3], now, at)
       change(KEYS[k], form.gate)
     end
     for i = 1, #form do
