@@ -25,7 +25,7 @@ from headworks.policy.profiles import Profile, profile_named
 from headworks.policy.vendor_settings import VendorSettings
 from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Question, Report, Standing, Store
-from headworks.telemetry import Event, Telemetry, Waited
+from headworks.telemetry import Event, Sink, Telemetry, Waited
 from headworks.testing import loop
 from headworks.testing.fake_vendor import Delay, FakeVendor, Faults, InProcess, limit
 from headworks.vendor import Vendor
@@ -119,6 +119,9 @@ class Fleet:
     reapers: list[Reaper] = field(default_factory=list)
     waits: Waits = field(default_factory=Waits)
     peer: Peer | None = None
+    sinks: list[Sink] = field(default_factory=list)
+    aborting: float = 0.0
+    """The part of the callers that leave within a second or so."""
 
     def __post_init__(self) -> None:
         self.vendor = FakeVendor(
@@ -132,9 +135,11 @@ class Fleet:
         elif self.cell.limiter != "off":
             number = PODS if self.cell.limiter == "divided" else 1
             self.stores = [Counting(random.Random(self.seed)) for _ in range(number)]
-            self.pods = [
-                self.pod(number, self.stores[number % len(self.stores)]) for number in range(PODS)
-            ]
+            self.pods = [self.pod(number, self.way(number)) for number in range(PODS)]
+
+    def way(self, number: int) -> Store:
+        """A pod's way to its store."""
+        return self.stores[number % len(self.stores)]
 
     def _quota(self) -> str:
         cell = self.cell
@@ -182,7 +187,7 @@ class Fleet:
             self._policy(),
             self._profile(),
             store=store,
-            telemetry=Telemetry(self.waits),
+            telemetry=Telemetry(self.waits, *self.sinks),
             reaper=self.reapers[-1],
             pod=f"pod-{number}",
             replicas=1 if self.cell.limiter == "divided" else PODS,
@@ -194,6 +199,7 @@ class Fleet:
     async def send(self, pod: int, tokens: int) -> int:
         """One call through that pod, or straight to the vendor where there is no limiter; its status."""
         body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": tokens}
+        body["stream"] = self.aborting > 0
         sender = self.plain
         if self.pods:
             sender = self.pods[pod].client
@@ -243,7 +249,13 @@ async def drive(fleet: Fleet, seconds: float, seed: int) -> Driven:
         enter(Current(tenant=tenant))
         began = clock.time()
         driven.asked.update((pod, tenant))
-        if await fleet.send(pod, tokens) == 200:
+        patience = rng.uniform(0.0, 1.5) if rng.random() < fleet.aborting else None
+        try:
+            async with asyncio.timeout(patience):
+                status = await fleet.send(pod, tokens)
+        except TimeoutError:
+            return
+        if status == 200:
             driven.served.update((pod, tenant))
         else:
             driven.refused.append(clock.time() - began)
