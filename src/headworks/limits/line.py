@@ -20,6 +20,9 @@ from headworks.current import Criticality
 
 T = TypeVar("T")
 
+LOOKED_AT = 64
+"""Tenants up to which each one's calls are looked at to tell how many go first."""
+
 SWEEP = 64
 """Struck places met on one look along the line before they are swept out."""
 
@@ -162,6 +165,10 @@ class Line(Generic[T]):
                 return queue.pop()
         return None
 
+    def standing(self, tenant: str, criticality: Criticality) -> int:
+        """How many calls of this tenant and class stand in line."""
+        return self._classes[criticality].standing[tenant]
+
     def ahead(self, tenant: str, criticality: Criticality) -> int:
         """About how many calls would be served before one more of this tenant and class.
 
@@ -170,8 +177,10 @@ class Line(Generic[T]):
         """
         higher = sum(len(queue) for other, queue in self._classes.items() if other > criticality)
         queue = self._classes[criticality]
-        rounds = (queue.standing[tenant] + 1) * max(len(queue.standing), 1)
-        return higher + min(len(queue), rounds)
+        rounds = self.standing(tenant, criticality) + 1
+        if len(queue.standing) > LOOKED_AT:
+            return higher + min(len(queue), rounds * len(queue.standing))
+        return higher + sum(min(calls, rounds) for calls in queue.standing.values())
 
     def waiters(self) -> list[Waiter[T]]:
         """Everyone standing, in no particular order."""

@@ -79,7 +79,14 @@ class Outlook:
         return VendorQuota(detail, retry_after=wait, limit=self._vendor)
 
     def wait(
-        self, ahead: int, cost: Cost, criticality: Criticality, bookings: Sequence[Booking], now: float
+        self,
+        ahead: int,
+        cost: Cost,
+        criticality: Criticality,
+        bookings: Sequence[Booking],
+        now: float,
+        *,
+        polite: bool = False,
     ) -> float:
         """Seconds until a call with so many ahead of it is likely to be sent; `bookings` is a heap."""
         if ahead < len(bookings):
@@ -88,7 +95,7 @@ class Outlook:
         if not bookings and self.full.room_at > now and self.full.holds(cost):
             first = self.full.room_at
         behind = ahead - len(bookings)
-        return max(first - now, 0.0) + self._pace.wait(behind, criticality, now)
+        return max(first - now, 0.0) + self._pace.wait(behind, criticality, now, polite=polite)
 
     def too_long(self, wait: float, cost: Cost) -> Refused:
         """The refusal of a call that would have to wait so many seconds.

@@ -16,6 +16,13 @@ REPORT_EVERY = 1.0
 SMOOTH = 0.1
 """The weight of the newest in the mean spacing."""
 
+MODEST = 1.5
+"""How many times its equal part a tenant may ask for and not be counted among those who ask too much."""
+
+FORGOTTEN, FORGET_EVERY = 0.05, 64
+"""The part of one arrival below which a tenant is forgotten, and how many there are at least before it
+is looked at."""
+
 CROWDED = 0.98
 """The part of the pace that higher classes are thought to take at most."""
 
@@ -63,12 +70,17 @@ class Pace:
             interval = (now - self._times[0]) / len(self._times)
         return max(interval, self._spacing) if self._tight else interval
 
-    def wait(self, ahead: int, criticality: Criticality, now: float) -> float:
-        """Seconds until a call of this class with so many ahead of it is likely to be served."""
+    def wait(self, ahead: int, criticality: Criticality, now: float, *, polite: bool) -> float:
+        """Seconds until a call of this class with so many ahead of it is likely to be served.
+
+        polite  its tenant has no other in line: hardly anybody of its class overtakes it, whatever those
+                of others learned
+        """
         interval = self.interval(now)
         higher = sum(level.now(now) for other, level in self._joined.items() if other > criticality)
         overtaken = 1.0 - min(higher * interval, CROWDED)
-        return ahead * interval / overtaken * self._caution[criticality].now(now)
+        caution = 1.0 if polite else self._caution[criticality].now(now)
+        return ahead * interval / overtaken * caution
 
     def in_vain(self, criticality: Criticality, joined_at: float, now: float) -> None:
         """A call of this class waited its whole time, foreseen or not by what had been learned then."""
@@ -83,18 +95,37 @@ class Demand:
 
     def __init__(self, half_life: float) -> None:
         self._arrivals, self._lasting = Arrivals(), Arrivals(half_life)
+        self._half_life = half_life
+        self._tenants: dict[str, Arrivals] = {}
+        self._forget_at = FORGET_EVERY
         self._reported_at = -math.inf
         self._reported = 0.0
         self.share = 1.0
 
-    def arrived(self, now: float) -> None:
+    def arrived(self, tenant: str, now: float) -> None:
         """One call has come in."""
         self._arrivals.arrived(now)
         self._lasting.arrived(now)
+        if tenant not in self._tenants:
+            self._forget(now)
+            self._tenants[tenant] = Arrivals(self._half_life)
+        self._tenants[tenant].arrived(now)
 
-    def overload(self, interval: float, now: float) -> float:
-        """How many times more has lately come than goes at one call an `interval`; at least 1."""
-        return max(1.0, self._lasting.now(now) * interval)
+    def overload(self, tenant: str, interval: float, now: float) -> float:
+        """How many times more has lately come than goes at one call an `interval`; at least 1.
+
+        And no more than 1 for a tenant that asked for little more than its equal part, `MODEST` times.
+        """
+        own = self._tenants[tenant].now(now) * len(self._tenants)
+        return 1.0 if own * interval <= MODEST else max(1.0, self._lasting.now(now) * interval)
+
+    def _forget(self, now: float) -> None:
+        """Drop who has not asked for long, whenever there are twice as many as were left last time."""
+        if len(self._tenants) < self._forget_at:
+            return
+        least = FORGOTTEN / self._half_life
+        self._tenants = {name: come for name, come in self._tenants.items() if come.now(now) > least}
+        self._forget_at = max(2 * len(self._tenants), FORGET_EVERY)
 
     def to_report(self, now: float) -> float:
         """Calls per second to report with the question at hand; 0 when it is not yet time."""

@@ -60,16 +60,18 @@ class Waiting:
         """Stand in line, or be refused at once."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        self.demand.arrived(now)
+        self.demand.arrived(who.tenant, now)
         until = min(now + self._queue_timeout, who.deadline)
         ahead = self.line.ahead(who.tenant, who.criticality)
-        wait = self._outlook.wait(ahead, cost, who.criticality, self._bookings, now)
+        overload = self.demand.overload(who.tenant, self._pace.interval(now), now)
+        polite = overload <= 1.0 or not self.line.standing(who.tenant, who.criticality)
+        wait = self._outlook.wait(ahead, cost, who.criticality, self._bookings, now, polite=polite)
         refusal = self._outlook.hopeless(cost, until, now)
         if self._closed:
             refusal = QueueTimeout("the service is shutting down", retry_after=1.0)
         elif now >= who.deadline:
             refusal = DeadlineExceeded()
-        elif refusal is None and now + wait > min(until, now + self._patience(now)):
+        elif refusal is None and now + wait > min(until, now + self._patience(overload)):
             refusal = self._outlook.too_long(wait, cost)
         if refusal is not None:
             self.decided(who.criticality, refusal)
@@ -82,10 +84,9 @@ class Waiting:
         place.timer = loop.call_at(until, self._give_up, waiter)
         return waiter
 
-    def _patience(self, now: float) -> float:
-        """Seconds that a caller may have to wait: the longer demand has been a multiple of the pace, the
-        fewer. Then no wait serves more calls, a long line only serves them late."""
-        overload = self.demand.overload(self._pace.interval(now), now)
+    def _patience(self, overload: float) -> float:
+        """Seconds that a caller may have to wait: the longer demand has been a multiple of the pace, its
+        tenant's of its part, the fewer. Then no wait serves more calls, it only serves them late."""
         least = min(self._least, self._queue_timeout)
         return max(self._queue_timeout / (overload * overload), least)
 
