@@ -99,6 +99,97 @@ def test_a_block_around_another_client() -> None:
     assert world.check(call) >= 2
 
 
+def test_a_call_that_was_rejected_pauses_and_goes_as_the_probe() -> None:
+    """A 429 with its body, the fleet's pause, a probe, and one that waits behind it."""
+
+    def rejecting_once() -> Any:
+        left = [1]
+
+        async def answer(request: httpx2.Request) -> httpx2.Response:
+            left[0] -= 1
+            if left[0] >= 0:
+                return httpx2.Response(429, headers={"retry-after": "1"}, json={}, request=request)
+            return httpx2.Response(200, json={"usage": {}}, request=request)
+
+        return answer
+
+    world = World(rejecting_once, attempts=2, queue_timeout="60s")
+
+    async def call() -> None:
+        first = asyncio.create_task(world.vendor.client.post("/chat/completions", json={}))
+        await asyncio.sleep(0.5)
+        try:
+            await world.vendor.client.post("/chat/completions", json={})
+            await first
+        finally:
+            first.cancel()
+            await asyncio.wait((first,))
+
+    assert world.check(call) >= 4
+
+
+def test_a_costly_call_that_comes_to_a_small_booking() -> None:
+    """A small booking left by its caller, booked anew for a costly one, the old given back."""
+    world = World(profile="openai", quota=["60/min", "60000 tokens/min"], limiter_timeout="3s")
+
+    async def call() -> None:
+        post = world.vendor.client.post
+        await post("/chat/completions", json={"max_tokens": 10})
+        cheap = asyncio.create_task(post("/chat/completions", json={"max_tokens": 10}))
+        await asyncio.sleep(0.1)
+        costly = asyncio.create_task(post("/chat/completions", json={"max_tokens": 9000}))
+        await asyncio.sleep(0.1)
+        cheap.cancel()
+        try:
+            await costly
+        finally:
+            costly.cancel()
+            await asyncio.wait((cheap, costly))
+
+    assert world.check(call) >= 4
+
+
+def test_a_booking_that_falls_due_for_nobody() -> None:
+    """Its caller has left: slot and quota go back, and the next call finds them."""
+    world = World(quota=["60/min"], slots=1)
+
+    async def call() -> None:
+        post = world.vendor.client.post
+        await post("/chat/completions", json={})
+        gone = asyncio.create_task(post("/chat/completions", json={}))
+        await asyncio.sleep(0.1)
+        gone.cancel()
+        await asyncio.wait((gone,))
+        await asyncio.sleep(2)
+        await post("/chat/completions", json={})
+
+    assert world.check(call) >= 4
+
+
+def test_a_breakers_probe() -> None:
+    """Open, half-open, a probe that is left: another takes its place."""
+
+    def failing_twice() -> Any:
+        left = [2]
+
+        async def answer(request: httpx2.Request) -> httpx2.Response:
+            left[0] -= 1
+            return httpx2.Response(500 if left[0] >= 0 else 200, json={}, request=request)
+
+        return answer
+
+    world = World(failing_twice, breaker={"min_calls": 2, "open_for": "1s", "probes": 1})
+
+    async def call() -> None:
+        post = world.vendor.client.post
+        for _ in range(2):
+            await post("/chat/completions", json={})
+        await asyncio.sleep(1.5)
+        await post("/chat/completions", json={})
+
+    assert world.check(call) >= 4
+
+
 def test_the_harness_sees_a_grant_that_is_not_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: without the give-back of a cancelled waiter the same run is not clean."""
     monkeypatch.setattr(Grant, "give_back", lambda self: None)
