@@ -78,7 +78,7 @@ def serve(
     _leave_quietly()
     listener = _listener(settings)
     _manage(
-        host,
+        loaded.management.host or host,
         loaded.management_port if management_port is None else management_port,
         beside=settings.port,
     )

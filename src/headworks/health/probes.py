@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from starlette._utils import get_route_path
@@ -67,13 +67,13 @@ class Pages:
 class Probes:
     """Answers the three paths itself, and passes on everything else.
 
-    allow  networks that count as inside, beside loopback: of those who connect themselves. What a
-           proxy passed on is from outside, whatever the proxy's address
+    allow  tells the networks that count as inside, beside loopback: of those who connect themselves.
+           What a proxy passed on is from outside, whatever the proxy's address
     """
 
-    def __init__(self, app: ASGIApp, pages: Pages, *, allow: Iterable[Network] = ()) -> None:
+    def __init__(self, app: ASGIApp, pages: Pages, *, allow: Callable[[], Sequence[Network]]) -> None:
         self.app = app
-        self._pages, self._allow = pages, tuple(allow)
+        self._pages, self._allow = pages, allow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = get_route_path(scope) if scope["type"] == "http" else ""
@@ -98,4 +98,4 @@ class Probes:
             return False
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped
-        return address.is_loopback or any(address in network for network in self._allow)
+        return address.is_loopback or any(address in network for network in self._allow())

@@ -130,8 +130,8 @@ class ManagementSettings(Section):
 
     port: Annotated[int, Whole(0, 65_535)] | None = None
     """Where; 0: nowhere. Absent: 9000 under `headworks serve`, nowhere under other servers."""
-    host: Host = "0.0.0.0"
-    """On which address; probes come to the pod's own."""
+    host: Host | None = None
+    """On which address. Absent: the service's under `headworks serve`, every one under other servers."""
     allow: Networks | None = None
     """Who sees metrics and the reasons of `/ready` on the service's port; absent: `service.trust`."""
 

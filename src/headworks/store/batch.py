@@ -234,7 +234,7 @@ class Batches:
         self._sent.add(call)
         try:
             call.give_up = self._link.post(self._script, keys, arguments, call)
-        except StoreDown as error:  # a link that is closed
+        except Exception as error:  # a link that is closed, a key that cannot be written
             call.set_exception(error)
 
     def back(self, call: Call) -> None:

@@ -21,12 +21,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import Context
 from types import TracebackType
 from typing import Literal
 
 from headworks.store.heartbeat import Heartbeat
-from headworks.store.protocol import Question, Report, Shared, Standing, StoreDown, StoreStatistics
+from headworks.store.protocol import Gate, Question, Report, Shared, Standing, StoreDown, StoreStatistics
 from headworks.store.share import LocalShare
 from headworks.verdict import Verdict
 
@@ -112,6 +113,8 @@ class LadderStore:
                       when it is needed, so it may change meanwhile
     group             whose processes share the limits: they are counted together, from the first
                       question on
+    gates             keys of gates that more than the group may share: for what stands behind one, all
+                      processes that name it are counted
     replicas          how many there are as long as nothing was counted, ≥ 1
     rng               spreads the looks and beats of many processes over time
     on_change         told ("up" | "down", why) when the store goes or comes back
@@ -125,6 +128,7 @@ class LadderStore:
         when_down: WhenDown = "share",
         when_down_for: Mapping[str, WhenDown] | None = None,
         group: str = "all",
+        gates: Iterable[str] = (),
         replicas: int = 1,
         rng: random.Random,
         on_change: OnChange | None = None,
@@ -132,7 +136,8 @@ class LadderStore:
         self._inner, self._timeout = inner, decision_timeout
         self._when_down, self._when_down_for = when_down, when_down_for or {}
         self._heartbeat = Heartbeat(inner, group, processes=replicas, rng=rng)
-        self._share = LocalShare(lambda: self._heartbeat.processes)
+        self._heartbeats = {key: Heartbeat(inner, key, processes=replicas, rng=rng) for key in gates}
+        self._share = LocalShare(self._processes)
         self._rng, self._on_change = rng, on_change
         self._in_a_row = self._round = 0
         self._trial: asyncio.Task[None] | None = None
@@ -167,9 +172,14 @@ class LadderStore:
     def _begins(self) -> bool:
         """With the first question begins the heartbeat: nothing runs for a store that nobody asks."""
         if self._trial is None and not self._closed:
-            self._heartbeat.begin()
+            for heartbeat in (self._heartbeat, *self._heartbeats.values()):
+                heartbeat.begin()
             self._asking = True
         return self._asking
+
+    def _processes(self, gate: Gate | None) -> int:
+        """How many share what stands behind this gate, or without one what the group shares."""
+        return self._heartbeats.get(gate.key if gate else "", self._heartbeat).processes
 
     def _alone(self, question: Question) -> Verdict:
         ways = [self._when_down_for.get(ask.name, self._when_down) for ask in question.asks]
@@ -231,7 +241,8 @@ class LadderStore:
             if self._trial is not None:
                 self._trial.cancel()
                 await asyncio.wait((self._trial,))
-            await self._heartbeat.end()
+            for heartbeat in (self._heartbeat, *self._heartbeats.values()):
+                await heartbeat.end()
         finally:
             await self._inner.aclose()
 
@@ -260,7 +271,8 @@ class LadderStore:
         if not isinstance(error, (StoreDown, TimeoutError)):
             log.error("the store's %s failed in an unforeseen way", what, exc_info=error)
         if self._in_a_row >= FAILURES and self._trial is None and not self._closed:
-            self._trial = asyncio.get_running_loop().create_task(self._look(), name="store-trial")
+            loop, look = asyncio.get_running_loop(), self._look()  # no part of whose request failed
+            self._trial = loop.create_task(look, name="store-trial", context=Context())
             self._asking = False
             self._tell("down", why)
 
@@ -280,7 +292,7 @@ class LadderStore:
                 continue
             except Exception:
                 log.exception("looking for the store failed in an unforeseen way")
-        self._in_a_row, self._trial, self._asking = 0, None, True
+        self._in_a_row, self._trial = 0, None
         self._share.end()
         self._tell("up", "the store answers again")
 

@@ -56,6 +56,10 @@ def store_of(
         when_down=policy.store.when_down,
         when_down_for=without,
         group=policy.service.name,
+        gates=[
+            Quota(name, settings, profile_named(settings.profile)).gate_key
+            for name, settings in policy.vendors.items()
+        ],
         replicas=policy.deploy.replicas,
         rng=rng,
         on_change=lambda state, why: telemetry.emit(Changed("store", state, why)),
@@ -141,7 +145,7 @@ def gate_of(
 def management_of(policy: Policy, pages: Pages) -> Management | None:
     """Probes and metrics on a port of their own; None where the policy names none."""
     place = policy.management
-    return Management(pages, host=place.host, port=place.port) if place.port else None
+    return Management(pages, host=place.host or "0.0.0.0", port=place.port) if place.port else None
 
 
 def rules_of(policy: Policy) -> Rules:

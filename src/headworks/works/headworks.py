@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -25,6 +25,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
 from headworks import fairness
+from headworks.address import Network
 from headworks.admission import Answers
 from headworks.cleanup import Reaper
 from headworks.fairness import Fairness, FairnessGate, Routes
@@ -280,10 +281,10 @@ class Headworks:
     def _adopt(self, policy: Policy) -> None:
         """Go by a new policy in all that may change while requests are served, between two of them."""
         change = Change.between(self.policy, policy)
-        rules = rules_of(change.policy)
+        rules, without = rules_of(change.policy), without_store(change.policy)
         self.policy, self._fairness.rules, self._identifier.callers = change.policy, rules, rules.callers
         self._without_store.clear()
-        self._without_store.update(without_store(change.policy))
+        self._without_store.update(without)
         change.tell(self.telemetry)
         self._name_idle_limits()
 
@@ -309,21 +310,23 @@ class Headworks:
                 reaper=self._reaper,
             )
             self._name_idle_limits()
-            allow = self.policy.management.allow
-            return Probes(
-                admission, self._pages, allow=self.policy.service.trust if allow is None else allow
-            )
+            return Probes(admission, self._pages, allow=self._inside)
 
         # On the instance, so that admission stays outermost whatever middleware is added later.
         app.build_middleware_stack = outermost  # type: ignore[method-assign]  # meant: see above
+
+    def _inside(self) -> Sequence[Network]:
+        """Whose probes on the service's port see everything, by the policy that is in force."""
+        allow = self.policy.management.allow
+        return self.policy.service.trust if allow is None else allow
 
     def _lifespan(self, app: Starlette) -> None:
         inner = app.router.lifespan_context
 
         @asynccontextmanager
         async def lifespan(app: Any) -> AsyncIterator[Any]:
-            await self.start()
             try:
+                await self.start()
                 async with inner(app) as state:
                     self._health.serve()
                     yield state
