@@ -25,7 +25,7 @@ from rich.console import Console
 from bench import bad_input, offline, overload, pressure, probes, rolling, service, slow
 from bench.claims import Claim, all_hold, table
 from bench.stage import ROOT, Stage
-from headworks.local import parts
+from headworks.local.gateways import nginx_binary
 
 Act = Callable[[Stage], Awaitable[Claim]]
 
@@ -90,9 +90,7 @@ async def _main(names: list[str], stage: Stage) -> list[Claim]:
 def ran() -> dict[str, str]:
     """The versions of what was proven, and of what it ran on."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    nginx = subprocess.run(
-        [str(parts.nginx_binary()), "-v"], capture_output=True, text=True, check=False
-    )
+    nginx = subprocess.run([str(nginx_binary()), "-v"], capture_output=True, text=True, check=False)
     found["nginx"] = "".join(re.findall(r"nginx/(\S+)", nginx.stderr))
     found["python"] = platform.python_version()
     found["machine"] = f"{platform.system()} {platform.machine()}"

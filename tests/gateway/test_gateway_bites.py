@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from tests.gateway import test_nginx_real as real
+from tests.gateway import test_gateway_real as real
 
 from headworks.gateway import nginx
 

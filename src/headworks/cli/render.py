@@ -10,6 +10,7 @@ import typer
 
 from headworks.cli.fail import fail, policy_or_fail
 from headworks.gateway import nginx
+from headworks.gateway.shares import Address
 
 
 class Target(StrEnum):
@@ -51,8 +52,8 @@ def render(
         fail(f"cannot write to {out}: {error.strerror}")
 
 
-def _address(text: str) -> nginx.Address:
+def _address(text: str) -> Address:
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         fail(f"--pod {text}: write HOST:PORT, such as 10.0.0.7:8000")
-    return nginx.Address(host.strip("[]"), int(port))
+    return Address(host.strip("[]"), int(port))

@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from headworks.gateway import nginx
+from headworks.gateway.shares import Address
 from headworks.local import parts, probe, status
-from headworks.local.parts import LOOPBACK, Unusable
+from headworks.local.gateways import GATEWAYS, Unusable
+from headworks.local.parts import LOOPBACK
 from headworks.local.processes import Child, Command
 from headworks.policy.settings import Policy
 
@@ -33,6 +34,7 @@ class Stack:
 
     pods         how many pods
     port         where the gateway listens
+    gateway      which product stands in front: a name in `GATEWAYS`
     folder       its own: logs, the gateway's files, `stack.json`; removed at the end unless `keep`
     vendor_urls  real vendors by name; the others are faked
     environ      the environment of every part
@@ -46,6 +48,7 @@ class Stack:
         *,
         pods: int,
         port: int,
+        gateway: str,
         folder: Path,
         keep: bool,
         vendor_urls: Mapping[str, str],
@@ -58,7 +61,7 @@ class Stack:
             known = ", ".join(policy.vendors) or "none"
             raise Unusable(f"the policy has no vendor named {unknown[0]}; it has: {known}")
         self._policy, self._file = policy, policy_file
-        self._pods, self._port = pods, port
+        self._pods, self._port, self._gateway = pods, port, GATEWAYS[gateway]
         self._folder, self._keep = folder, keep
         self._vendor_urls = dict(vendor_urls)
         self._environ = {**environ, "PYTHONUNBUFFERED": "1"}
@@ -167,12 +170,12 @@ class Stack:
         return waits
 
     async def _start_gateway(self, ports: list[int]) -> None:
-        addresses = [nginx.Address(LOOPBACK, port) for port in ports]
-        command = parts.gateway(
-            self._policy, addresses, self._folder / "gateway", self._port, self._environ
-        )
+        folder = self._folder / "gateway"
+        command = self._gateway.command(folder, self._environ, self._folder / "gateway.log")
+        pods = [Address(LOOPBACK, port) for port in ports]
+        self._gateway.write(self._policy, pods, folder, self._port, LOOPBACK)
         child = await self._start("gateway", "gateway", self.url, command)
-        await self._answers(child, self._port, nginx.HEALTH, GATEWAY_WAIT)
+        await self._answers(child, self._port, self._gateway.health, GATEWAY_WAIT)
 
     async def _start(
         self, name: str, kind: str, url: str, command: Command, management: str = ""
