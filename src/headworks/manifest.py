@@ -12,9 +12,12 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-Data = object
+Data = Any
 """dict, list, str, int, float, bool or None, and `Said` of any of them, nested."""
+Manifest = dict[str, Any]
+"""One Kubernetes object."""
 
 _PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*(?::[A-Za-z0-9_./-]+)*")
 _BLOCK = re.compile(r"\S.*\n.*(?<!\n)\n", re.DOTALL)
@@ -104,3 +107,15 @@ def _escaped(character: str) -> str:
 
 def _printable(text: str) -> bool:
     return all(character.isprintable() or character in "\n\t" for character in text)
+
+
+def files(objects: Iterable[Manifest], head: str) -> dict[str, str]:
+    """Kubernetes objects as files: one each, named by kind, and by name where a kind comes twice."""
+    listed = list(objects)
+    kinds = [str(found["kind"]) for found in listed]
+    named = {}
+    for found, kind in zip(listed, kinds, strict=True):
+        name = plain(found["metadata"])["name"]
+        stem = kind if kinds.count(kind) == 1 else f"{kind}-{name}"
+        named[f"{stem.lower()}.yaml"] = yaml([found], head)
+    return named

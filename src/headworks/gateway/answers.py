@@ -32,6 +32,11 @@ class Answer:
     def path(self) -> str:
         return f"{PREFIX}refused/{self.name}"
 
+    @property
+    def why(self) -> str:
+        """Where `retry_after` comes from."""
+        return "gateway.per_ip_rate" if self.name == "limited" else "fixed: pods come back in seconds"
+
     def error_page(self) -> str:
         """The directive that leads here; the original status is kept."""
         return f"error_page {' '.join(map(str, self.codes))} {self.path};"

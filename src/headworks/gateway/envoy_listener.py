@@ -179,7 +179,7 @@ def _routes(policy: Policy) -> dict[str, Any]:
     }
 
 
-def _header(key: str, value: str) -> dict[str, Any]:
+def _header(key: str, value: str | Said) -> dict[str, Any]:
     """Written by the gateway, whatever a client wrote there."""
     header = {"key": key, "value": value}
     return {"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
@@ -229,7 +229,7 @@ def _mapper(answer: Answer, wanted: dict[str, Any], status: int) -> dict[str, An
     reason = "rate" if answer.name == "limited" else None
     headers = [_header("cache-control", "no-store")]
     if answer.retry_after is not None:
-        headers.append(_header("retry-after", str(answer.retry_after)))
+        headers.append(_header("retry-after", Said(str(answer.retry_after), answer.why)))
     return {
         "filter": wanted,
         "status_code": status,

@@ -136,8 +136,8 @@ def _zones(policy: Policy) -> list[str]:
     own, everybody = shares.per_ip(policy), shares.total(policy)
     return [
         "# 16m: fixed: a zone for some 250,000 addresses; when it is full the oldest are forgotten.",
-        f"limit_req_zone $headworks_client zone=headworks_ip:16m rate={_rate(own)};  # {own.why}",
-        f"limit_req_zone total zone=headworks_total:64k rate={_rate(everybody)};  # {everybody.why}",
+        f"limit_req_zone $headworks_client zone=headworks_ip:16m rate={rate_text(own)};  # {own.why}",
+        f"limit_req_zone total zone=headworks_total:64k rate={rate_text(everybody)};  # {everybody.why}",
         "limit_conn_zone $headworks_client zone=headworks_connections:16m;",
         "limit_req_status 429;",
         "limit_conn_status 429;",
@@ -207,8 +207,8 @@ def _entrance(policy: Policy) -> list[str]:
     return [
         "location / {",
         f"    limit_conn headworks_connections {connections};  # {why}",
-        f"    limit_req zone=headworks_ip{_burst(own)} nodelay;  # {own.why}",
-        f"    limit_req zone=headworks_total{_burst(everybody)} nodelay;  # {everybody.why}",
+        f"    limit_req zone=headworks_ip{burst_text(own)} nodelay;  # {own.why}",
+        f"    limit_req zone=headworks_total{burst_text(everybody)} nodelay;  # {everybody.why}",
         *(f"    {line}" for line in upload if timed),
         '    try_files "" @headworks_pods;  # a pod is chosen only for what came through',
         "}",
@@ -247,14 +247,14 @@ def _pods_location(policy: Policy) -> list[str]:
     ]
 
 
-def _rate(share: Share) -> str:
+def rate_text(share: Share) -> str:
     """The rate in nginx's words: whole requests per second, or per minute where finer."""
     if share.per_second.denominator == 1:
         return f"{share.per_second}r/s"
     return f"{max(1, int(share.per_second * Fraction(60)))}r/m"
 
 
-def _burst(share: Share) -> str:
+def burst_text(share: Share) -> str:
     """nginx counts the burst beyond the first request."""
     return f" burst={share.burst - 1}" if share.burst > 1 else ""
 

@@ -98,7 +98,7 @@ class GatewaySettings(Section):
     """Requests of all clients together."""
     per_ip_rate: RequestRate = Rate(100, 1.0)
     """Requests of one client address."""
-    per_ip_connections: Annotated[int, Whole(1, 100_000)] = 20
+    per_ip_connections: Annotated[int, Whole(1, 65_535)] = 20
     """Requests in progress from one client address."""
     connections: Annotated[int, Whole(64, 1_000_000)] = 4096
     """Connections of all clients together that one gateway holds open."""
@@ -106,7 +106,7 @@ class GatewaySettings(Section):
     """Gateways side by side; where each counts for itself, each gets its part of every limit."""
     max_body: Annotated[int, Bytes(1, 1024**3)] = 1024**2
     """The largest request body; a larger one is a 413."""
-    max_header: Annotated[int, Bytes(1024, 1024**2)] = 16 * 1024
+    max_header: Annotated[int, Bytes(2048, 1024**2)] = 16 * 1024
     """The largest request head."""
     header_timeout: Annotated[float, Seconds(0.1, 600)] = 10.0
     """How long a client may take to send its head."""
@@ -318,6 +318,8 @@ class DeploySettings(Section):
 
     image: Image = "app:latest"
     """The container image."""
+    base_image: Image = "python:3.13-slim"
+    """What the rendered Dockerfile builds on."""
     namespace: Name | None = None
     """The Kubernetes namespace; absent: `service.name`."""
     replicas: Annotated[int, Whole(1, 10_000)] = 1
