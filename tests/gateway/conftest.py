@@ -31,6 +31,9 @@ class Pod:
         self.gate, self.last = asyncio.Event(), asyncio.Event()
         self.gate.set()
         self.requests: list[tuple[str, dict[str, str]]] = []
+        self.said_no = 0
+        self.sent_after: list[int] = []
+        """For each request that came after it had said no: how often it had said so."""
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
 
@@ -62,10 +65,13 @@ class Pod:
         }
         await reader.readexactly(int(headers.get("content-length", 0)))
         if path == "/ready":
+            self.said_no += not self.ready
             status = "200 OK" if self.ready else "503 Service Unavailable"
             writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
             return True
         self.requests.append((f"{method} {path}", headers))
+        if self.said_no:
+            self.sent_after.append(self.said_no)
         if self.breaks:
             return False
         if path == "/stream":
@@ -151,6 +157,7 @@ def open_edge(request: pytest.FixtureRequest, tmp_path: Path) -> OpenEdge:
             assert await wait_until(lambda: _is(edge.health, 200), timeout=10), "the gateway is not up"
             yield edge
 
+    opened.product = product.name  # type: ignore[attr-defined]  # for tests whose bounds differ
     return opened
 
 

@@ -274,3 +274,77 @@ async def _true(value: bool) -> bool:
 
 async def _equals(ask: Any, wanted: int) -> bool:
     return bool(await ask() == wanted)
+
+
+@on_both
+async def test_many_addresses_are_each_held_to_their_own_rate(open_edge: Any) -> None:
+    """Sixty at once: an edge that remembers only a few of them would let everybody through."""
+    async with open_edge(per_ip_rate="60/h burst 5", total_rate="50000/s") as edge:
+        addresses = [f"127.0.1.{number}" for number in range(1, 61)]
+        for _ in range(3):  # round after round, so that each is forgotten where memory is short
+            seen = [await burst(edge, address, 3) for address in addresses]
+        assert {got[200] for got in seen} == {0}
+        assert all(got[429] == 3 for got in seen)
+        paths = [what for what, _ in edge.pods[0].requests]
+        assert len(paths) == 60 * 5, "five each, and no more"
+
+
+async def drip(port: int, head: bytes, pieces: int) -> float:
+    """Send a byte every 100 ms until the gateway ends it; seconds until it did, inf when it did not."""
+    loop = asyncio.get_running_loop()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    began = loop.time()
+    ended = asyncio.create_task(reader.read(1))
+    try:
+        writer.write(head)
+        for _ in range(pieces):
+            writer.write(b"a")
+            done, _ = await asyncio.wait((ended,), timeout=0.1)
+            if done:
+                return loop.time() - began
+        return float("inf")
+    finally:
+        ended.cancel()
+        await asyncio.gather(ended, return_exceptions=True)
+        writer.close()
+
+
+@on_both
+async def test_a_head_or_a_body_that_drips_in_is_ended_as_a_whole(open_edge: Any) -> None:
+    """Each byte comes in time; together they take too long."""
+    limits = {"header_timeout": "1s", "upload_timeout": "1s", "body_timeout": "600ms"}
+    post = b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+    chunked = b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n400\r\n"
+    async with open_edge(**limits) as edge:
+        head = b"GET /x HTTP/1.1\r\nHost: x\r\nX-Slow: "
+        took = await asyncio.gather(*(drip(edge.port, part, 40) for part in (head, post, chunked)))
+        assert all(0.9 < seconds < 8 for seconds in took), took
+        assert edge.pods[0].requests == [], "no pod heard of any of them"
+
+
+@on_both
+async def test_twenty_connections_of_one_address(open_edge: Any) -> None:
+    """nginx holds an address to its requests in progress; Envoy bounds all connections together."""
+    bounds = {"nginx": {"per_ip_connections": 20}, "envoy": {"connections": 64}}
+    async with open_edge(**bounds[open_edge.product]) as edge:
+        edge.pods[0].gate.clear()
+        most = {"nginx": 20, "envoy": 64}[open_edge.product]
+        opened = [await asyncio.open_connection("127.0.0.1", edge.port) for _ in range(most + 10)]
+        for _, writer in opened:
+            writer.write(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+        refused = [asyncio.create_task(_first_line(reader)) for reader, _ in opened]
+        assert await wait_until(lambda: _true(sum(t.done() for t in refused) >= 10), timeout=5)
+        assert await wait_until(lambda: _true(len(edge.pods[0].requests) >= most), timeout=5)
+        assert len(edge.pods[0].requests) == most
+        edge.pods[0].gate.set()
+        lines = Counter(await asyncio.gather(*refused))
+        assert lines[b"HTTP/1.1 200 OK\r\n"] == most
+        for _, writer in opened:
+            writer.close()
+
+
+async def _first_line(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.readline()
+    except ConnectionError:
+        return b""

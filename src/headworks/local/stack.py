@@ -60,7 +60,9 @@ class Stack:
         if unknown:
             known = ", ".join(policy.vendors) or "none"
             raise Unusable(f"the policy has no vendor named {unknown[0]}; it has: {known}")
-        self._policy, self._file = policy, policy_file
+        # As many pods as are run here, whatever the policy says for its cluster.
+        deploy = policy.deploy.model_copy(update={"replicas": pods, "max_replicas": None})
+        self._policy, self._file = policy.model_copy(update={"deploy": deploy}), policy_file
         self._pods, self._port, self._gateway = pods, port, GATEWAYS[gateway]
         self._folder, self._keep = folder, keep
         self._vendor_urls = dict(vendor_urls)
