@@ -15,7 +15,7 @@ from rich.table import Table
 
 from headworks.cli.fail import complain, fail, policy_or_fail
 from headworks.local.gateways import GATEWAYS, Unusable
-from headworks.local.stack import Stack
+from headworks.local.stack import OWN_STORE, Stack
 from headworks.local.status import state_folder
 from headworks.policy.fields import parse_base_url
 
@@ -54,8 +54,7 @@ def up(
     if gateway not in GATEWAYS:
         fail(f"--gateway {gateway}: there is no such gateway; known are {', '.join(GATEWAYS)}")
     file = found.absolute()
-    # The stack brings its own store, so the policy's need not be reachable, or even set, here.
-    settings = policy_or_fail(file, {**os.environ, "HEADWORKS_STORE__URL": "valkey://127.0.0.1"})
+    settings = policy_or_fail(file, {**os.environ, **OWN_STORE})
     port = port or settings.deploy.gateway_port
     console = Console(stderr=True, highlight=False)
     try:

