@@ -5,6 +5,7 @@ Two pods, enough to see one leave. They have fixed addresses, as Envoy's file of
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from headworks.deploy.pod import FILE, FOLDER, LIVE, USER, probe_port
@@ -104,7 +105,7 @@ def _pod(policy: Policy, number: int, address: str) -> dict[str, Any]:
         },
         "mem_limit": Said(policy.deploy.memory, "deploy.memory"),
         "cpus": Said(1, "fixed: one process uses one core"),
-        "stop_grace_period": Said(f"{round(policy.grace)}s", "deploy.grace"),
+        "stop_grace_period": Said(f"{math.ceil(policy.grace)}s", "deploy.grace"),
         "tmpfs": ["/tmp"],
         **_confined(),
     }

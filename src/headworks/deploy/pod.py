@@ -6,6 +6,7 @@ A leaving pod needs no `preStop`: told to end, it says so at `/ready` and serves
 
 from __future__ import annotations
 
+import math
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -81,7 +82,7 @@ def scratch() -> dict[str, Any]:
 
 def pod_spec(policy: Policy, config_map: str) -> dict[str, Any]:
     """The pod's specification."""
-    grace = Said(round(policy.grace), "deploy.grace: drain delay + drain timeout + cleanup")
+    grace = Said(math.ceil(policy.grace), "deploy.grace: drain delay + drain timeout + cleanup")
     volumes: list[dict[str, Any]] = [
         {"name": "policy", "configMap": {"name": config_map}},
         scratch(),
