@@ -18,7 +18,6 @@ from tests.crds import needs_crds
 from tests.policies import SHIPPED, policies, shipped
 
 from headworks.deploy import compose, image, kubernetes
-from headworks.deploy.pod import probe_port
 from headworks.gateway import envoy, gateway_api, ingress_nginx, nginx
 from headworks.gateway.shares import Address
 from headworks.local.gateways import envoy_binary, nginx_binary
@@ -83,7 +82,7 @@ def test_the_strict_schemas_notice_a_field_that_does_not_exist() -> None:
 @pytest.mark.parametrize("changes", [{}, FULL], ids=["shipped", "everything"])
 def test_gateway_objects_keep_their_schemas_and_rules(changes: dict[str, Any]) -> None:
     policy = shipped(**changes)
-    for manifest in gateway_api.render(policy, probe_port=probe_port(policy)[0]):
+    for manifest in gateway_api.render(policy):
         assert crds.mistakes(plain(manifest)) == [], manifest["kind"]
 
 
@@ -91,7 +90,7 @@ def test_gateway_objects_keep_their_schemas_and_rules(changes: dict[str, Any]) -
 @few
 @given(policies)
 def test_gateway_objects_of_any_policy_keep_their_schemas_and_rules(policy: Policy) -> None:
-    for manifest in gateway_api.render(policy, probe_port=probe_port(policy)[0]):
+    for manifest in gateway_api.render(policy):
         assert crds.mistakes(plain(manifest)) == [], manifest["kind"]
 
 
@@ -109,7 +108,7 @@ def test_gateway_objects_of_any_policy_keep_their_schemas_and_rules(policy: Poli
 def test_the_schemas_and_rules_notice_what_is_wrong(
     kind: str, path: str, value: object, says: str
 ) -> None:
-    manifests = gateway_api.render(shipped(), probe_port=8000)
+    manifests = gateway_api.render(shipped())
     manifest: Any = plain(next(found for found in manifests if found["kind"] == kind))
     *way, last = path.split(".")
     here = manifest
@@ -249,7 +248,7 @@ def every_yaml(policy: Policy) -> Iterator[tuple[str, str]]:
     yield from edge.items()
     yield from compose.render(policy, {}).items()
     yield from kubernetes.render(policy, SOURCE).items()
-    for module in (gateway_api.render(policy, probe_port=8000), ingress_nginx.render(policy)):
+    for module in (gateway_api.render(policy), ingress_nginx.render(policy)):
         for manifest in module:
             yield str(manifest["kind"]), kubernetes.yaml([manifest], "")
 

@@ -19,7 +19,7 @@ PODS = [Address("10.0.0.1", 8000)]
 
 
 def spec(policy: Policy, kind: str) -> Any:
-    manifests = gateway_api.render(policy, probe_port=8000)
+    manifests = gateway_api.render(policy)
     return plain(next(found for found in manifests if found["kind"] == kind))["spec"]
 
 

@@ -12,7 +12,6 @@ import typer
 
 from headworks.cli.fail import complain, fail, policy_or_fail
 from headworks.deploy import compose, image, kubernetes
-from headworks.deploy.pod import probe_port
 from headworks.gateway import envoy, gateway_api, ingress_nginx, nginx
 from headworks.gateway.shares import Address
 from headworks.manifest import Manifest, files, yaml
@@ -81,7 +80,7 @@ def _files(target: Target, policy: Policy, file: Path, pods: list[Address]) -> d
         case Target.ENVOY:
             return envoy.render(policy, pods=pods, port=port, host="0.0.0.0")
         case Target.GATEWAY_API:
-            objects = gateway_api.render(policy, probe_port=probe_port(policy)[0])
+            objects = gateway_api.render(policy)
             return _manifests(objects, gateway_api.HEAD)
         case Target.INGRESS_NGINX:
             return _manifests(ingress_nginx.render(policy), ingress_nginx.HEAD)

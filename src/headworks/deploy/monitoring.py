@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from headworks.deploy.pod import METRICS, labels, meta
+from headworks.deploy.pod import METRICS, labels, meta, ports
 from headworks.manifest import Manifest, Said, yaml
 from headworks.policy.settings import Policy
 
@@ -19,7 +19,11 @@ SHED_RATE = "headworks_shed_per_second"
 
 def manifests(policy: Policy) -> list[Manifest]:
     """The PodMonitor, and a ConfigMap with the adapter's rules."""
-    endpoint = {"port": "http", "path": METRICS, "interval": Said("15s", "fixed: as often as it scales")}
+    endpoint = {
+        "port": ports(policy)[-1]["name"],
+        "path": METRICS,
+        "interval": Said("15s", "fixed: as often as it scales"),
+    }
     return [
         {
             "apiVersion": "monitoring.coreos.com/v1",

@@ -28,6 +28,15 @@ def probe_port(policy: Policy) -> tuple[int, str]:
     return policy.deploy.port, "deploy.port"
 
 
+def ports(policy: Policy) -> list[dict[str, Any]]:
+    """The container's ports, by name; the last one is where probes and metrics are answered."""
+    found = [{"name": "http", "containerPort": Said(policy.deploy.port, "deploy.port")}]
+    port, why = probe_port(policy)
+    if port != policy.deploy.port:
+        found.append({"name": "management", "containerPort": Said(port, why)})
+    return found
+
+
 def labels(policy: Policy, component: str = "app") -> dict[str, str]:
     """The labels by which objects find the pods."""
     return {
@@ -119,7 +128,7 @@ def _container(policy: Policy) -> dict[str, Any]:
         "imagePullPolicy": "Always",
         "args": ["--policy", f"{FOLDER}/{FILE}"],
         "env": _environment(policy),
-        "ports": [{"name": "http", "containerPort": Said(deploy.port, "deploy.port")}],
+        "ports": ports(policy),
         **_probes(policy),
         "resources": _resources(policy),
         "securityContext": confined(),

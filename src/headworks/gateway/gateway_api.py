@@ -33,17 +33,14 @@ POOL_SHARE, LEAST_RETRIES = 20, 16
 """Retries may be so many percent of the requests in progress, and always so many at once."""
 
 
-def render(policy: Policy, *, probe_port: int) -> list[Manifest]:
-    """The objects, in the order in which they can be applied.
-
-    probe_port  where pods answer `/ready`
-    """
+def render(policy: Policy) -> list[Manifest]:
+    """The objects, in the order in which they can be applied."""
     return [
         _class(),
         _proxy(policy),
         _gateway(policy),
         _route(policy),
-        _backend(policy, probe_port),
+        _backend(policy),
         _client(policy),
         _hidden(policy),
     ]
@@ -131,7 +128,7 @@ def _of_route(policy: Policy) -> list[dict[str, str]]:
     return [{"group": group, "kind": "HTTPRoute", "name": policy.service.name}]
 
 
-def _backend(policy: Policy, probe_port: int) -> Manifest:
+def _backend(policy: Policy) -> Manifest:
     gateway, (idle, why) = policy.gateway, shares.idle(policy)
     return {
         "apiVersion": EXTENSION,
@@ -158,7 +155,7 @@ def _backend(policy: Policy, probe_port: int) -> Manifest:
             },
             "circuitBreaker": _bounds(policy),
             "loadBalancer": {"type": "LeastRequest"},
-            "healthCheck": _check(policy, probe_port),
+            "healthCheck": _check(policy),
             "responseOverride": [_override(answer) for answer in _answers(policy)],
         },
     }
@@ -202,7 +199,7 @@ def _bounds(policy: Policy) -> dict[str, Any]:
     }
 
 
-def _check(policy: Policy, probe_port: int) -> dict[str, Any]:
+def _check(policy: Policy) -> dict[str, Any]:
     timeout = Said(duration(shares.CHECK_TIMEOUT), "fixed: a loop held up longer is away")
     return {
         "panicThreshold": Said(round(policy.gateway.panic * 100), "gateway.panic"),
@@ -213,7 +210,6 @@ def _check(policy: Policy, probe_port: int) -> dict[str, Any]:
             "unhealthyThreshold": Said(shares.SILENCES, "fixed: a single check may get lost"),
             "healthyThreshold": Said(1, "fixed: a pod says itself when it is ready"),
             "http": {"path": "/ready"},
-            "overrides": {"port": Said(probe_port, "deploy.port")},
         },
     }
 

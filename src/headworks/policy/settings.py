@@ -60,7 +60,7 @@ _HEADER = "[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
 HeaderName = Annotated[str, Text(_HEADER, 'a header name, such as "X-Request-Timeout"')]
 AppName = Annotated[str, Text(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", 'module:attribute, as in "main:app"')]
 Image = Annotated[str, Text(r"[a-z0-9][\w./:@-]{0,254}", 'an image, such as "registry.example/app:1"')]
-Host = Annotated[
+HostName = Annotated[
     str,
     Text(
         r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+", "a name, as api.example.org"
@@ -126,7 +126,7 @@ class GatewaySettings(Section):
     """When a smaller part of the pods than this is ready, all that answer get traffic; 0: never."""
     trust: Networks = ()
     """Whose forwarding headers the gateway believes: the load balancers in front of it."""
-    host: Host | None = None
+    host: HostName | None = None
     """The name clients ask for; absent: whatever they ask for."""
     tls_secret: Name | None = None
     """The Kubernetes Secret with the certificate; absent: TLS ends in front of the gateway."""
