@@ -41,6 +41,7 @@ _networks = st.lists(
 _seconds = st.sampled_from(["100ms", "1500ms", "2s", "59s", "10m"])
 _names = st.sampled_from(["a", "prod-1", "x" * 63])
 _gateway = _some(
+    mode=st.sampled_from(["enforce", "shadow"]),
     total_rate=_rates,
     per_ip_rate=_rates,
     per_ip_connections=st.integers(1, 65_535),

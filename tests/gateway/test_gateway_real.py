@@ -35,6 +35,16 @@ async def test_one_address_gets_its_burst_and_then_429(open_edge: Any) -> None:
 
 
 @on_both
+async def test_in_shadow_nothing_is_refused_and_what_would_be_is_marked(open_edge: Any) -> None:
+    async with open_edge(mode="shadow", per_ip_rate="60/h burst 5") as edge:
+        assert await burst(edge, "127.0.0.2", 12) == {200: 12}
+        marks = Counter(headers.get("x-headworks-shadow") for _, headers in edge.pods[0].requests)
+        assert marks == {None: 5, "rate": 7}
+        body = await (await edge.client()).post("/x", content=b"a" * 2_000_000)
+        assert body.status_code == 413, "sizes and times are bounded all the same"
+
+
+@on_both
 async def test_all_addresses_together_get_the_total(open_edge: Any) -> None:
     """As many as a leaky bucket of the policy's numbers lets through, at the pace really offered."""
     loop = asyncio.get_running_loop()

@@ -31,6 +31,13 @@ def test_the_total_counts_requests_that_also_count_for_their_address() -> None:
     assert [rule["clientSelectors"][0]["sourceCIDR"]["type"] for rule in rules[:-1]] == ["Distinct"] * 2
 
 
+def test_in_shadow_no_limit_that_would_refuse_is_rendered() -> None:
+    shadow = shipped(gateway={"mode": "shadow"})
+    assert "rateLimit" not in spec(shadow, "BackendTrafficPolicy")
+    controller = plain(ingress_nginx.render(shadow)[0])["data"]["location-snippet"]
+    assert "limit_req_dry_run on;" in controller
+
+
 def test_there_is_one_rule_for_each_would_have_buckets_of_its_own() -> None:
     assert len(spec(shipped(), "HTTPRoute")["rules"]) == 1
 

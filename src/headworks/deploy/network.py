@@ -32,14 +32,12 @@ def manifests(policy: Policy) -> list[Manifest]:
 
 
 def _in(policy: Policy) -> list[dict[str, Any]]:
+    """Requests from the gateway, which asks `/ready` at the same port, and scrapers' questions."""
     deploy, (probes, why) = policy.deploy, probe_port(policy)
-    reached = [Said(deploy.port, "deploy.port")]
-    if probes != deploy.port:
-        reached.append(Said(probes, why))
     return [
         {
             "from": [_namespace(deploy.gateway_namespace, "deploy.gateway_namespace")],
-            "ports": [_port(port) for port in reached],
+            "ports": [_port(Said(deploy.port, "deploy.port"))],
         },
         {
             "from": [_namespace(deploy.monitoring_namespace, "deploy.monitoring_namespace")],

@@ -115,8 +115,8 @@ def _filters(policy: Policy) -> list[dict[str, Any]]:
     }
     return [
         _filter("health_check", "health_check.v3.HealthCheck", _health()),
-        _rate_limit("address", per_address),
-        _rate_limit("everybody", {"token_bucket": bucket(everybody)}),
+        _rate_limit(policy, "address", per_address),
+        _rate_limit(policy, "everybody", {"token_bucket": bucket(everybody)}),
         _filter(
             "buffer",
             "buffer.v3.Buffer",
@@ -136,11 +136,23 @@ def _health() -> dict[str, Any]:
     }
 
 
-def _rate_limit(name: str, limit: dict[str, Any]) -> dict[str, Any]:
-    always = {"default_value": {"numerator": Said(100, "fixed: percent"), "denominator": "HUNDRED"}}
-    on = {"filter_enabled": always, "filter_enforced": always}
-    kind = "local_ratelimit.v3.LocalRateLimit"
-    return _filter("local_ratelimit", kind, {"stat_prefix": name, **on, **limit}, name=name)
+def _rate_limit(policy: Policy, name: str, limit: dict[str, Any]) -> dict[str, Any]:
+    """One limit; in shadow it refuses nothing, and marks for the pods what it would have refused."""
+    enforced = policy.gateway.mode == "enforce"
+    settings = {
+        "stat_prefix": name,
+        "filter_enabled": _percent(100, "fixed: always"),
+        "filter_enforced": _percent(100 if enforced else 0, "gateway.mode"),
+        **limit,
+    }
+    if not enforced:
+        mark = _header(shares.SHADOW.lower(), "rate")
+        settings["request_headers_to_add_when_not_enforced"] = [mark]
+    return _filter("local_ratelimit", "local_ratelimit.v3.LocalRateLimit", settings, name=name)
+
+
+def _percent(part: int, why: str) -> dict[str, Any]:
+    return {"default_value": {"numerator": Said(part, why), "denominator": "HUNDRED"}}
 
 
 def _filter(short: str, kind: str, config: dict[str, Any], name: str = "") -> dict[str, Any]:

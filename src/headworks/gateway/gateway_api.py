@@ -130,13 +130,15 @@ def _of_route(policy: Policy) -> list[dict[str, str]]:
 
 def _backend(policy: Policy) -> Manifest:
     gateway, (idle, why) = policy.gateway, shares.idle(policy)
+    limits = {"rateLimit": {"type": "Local", "local": {"rules": _rules(policy)}}}
     return {
         "apiVersion": EXTENSION,
         "kind": "BackendTrafficPolicy",
         "metadata": _meta(policy),
         "spec": {
             "targetRefs": _of_route(policy),
-            "rateLimit": {"type": "Local", "local": {"rules": _rules(policy)}},
+            # Local limits have no shadow: they are left out until they are meant.
+            **(limits if gateway.mode == "enforce" else {}),
             "requestBuffer": {"limit": Said(str(gateway.max_body), "gateway.max_body")},
             "timeout": {
                 "tcp": {

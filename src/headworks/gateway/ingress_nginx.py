@@ -101,11 +101,19 @@ def _limits(policy: Policy) -> str:
             f"limit_req zone=headworks_ip{burst_text(own)} nodelay;",
             f"# {everybody.why}",
             f"limit_req zone=headworks_total{burst_text(everybody)} nodelay;",
+            *_shadow(policy),
             "# What pods say to probes and scrapers is not for the world.",
             f'if ($uri ~ "{shares.HIDDEN}") {{ return 404; }}',
             "",
         ]
     )
+
+
+def _shadow(policy: Policy) -> list[str]:
+    """Nothing is refused for its rate; the controller's log says what would have been."""
+    if policy.gateway.mode == "enforce":
+        return []
+    return ["# gateway.mode", "limit_req_dry_run on;", "limit_conn_dry_run on;"]
 
 
 def _ingress(policy: Policy) -> Manifest:

@@ -146,7 +146,23 @@ def _zones(policy: Policy) -> list[str]:
         "limit_req_log_level info;  # a flood of requests is no flood of log lines",
         "limit_conn_log_level info;",
         "map $limit_conn_status $headworks_limit { REJECTED connections; default rate; }",
+        *_shadow(policy),
         "",
+    ]
+
+
+def _shadow(policy: Policy) -> list[str]:
+    """Nothing is refused for its rate; what would have been is marked for the pods."""
+    if policy.gateway.mode == "enforce":
+        return []
+    return [
+        "limit_req_dry_run on;  # gateway.mode",
+        "limit_conn_dry_run on;  # gateway.mode",
+        'map "$limit_conn_status $limit_req_status" $headworks_shadow {',
+        '    default "";',
+        "    ~^REJECTED_DRY_RUN connections;",
+        "    ~REJECTED_DRY_RUN$ rate;",
+        "}",
     ]
 
 
@@ -219,6 +235,8 @@ def _entrance(policy: Policy) -> list[str]:
 
 def _pods_location(policy: Policy) -> list[str]:
     gateway, wait = policy.gateway, _ms(policy.request_timeout)
+    mark = f"    proxy_set_header {shares.SHADOW} $headworks_shadow;"
+    marked = [mark] if gateway.mode == "shadow" else []
     return [
         "location @headworks_pods {",
         '    if ($headworks_pod = "") { return 503; }',
@@ -234,6 +252,7 @@ def _pods_location(policy: Policy) -> list[str]:
         '    proxy_set_header Forwarded "";',
         "    proxy_set_header X-Request-ID $headworks_request_id;",
         "    proxy_hide_header X-Request-ID;",
+        *marked,
         f"    proxy_connect_timeout {_ms(gateway.connect_timeout)};  # gateway.connect_timeout",
         f"    proxy_send_timeout {wait};  # gateway.request_timeout",
         f"    proxy_read_timeout {wait};  # gateway.request_timeout, longer than service.sla",

@@ -22,6 +22,8 @@ IDLE_SHARE = 0.8
 """An idle connection is dropped here before the pod drops it, or a request would meet its closing."""
 SILENCES, CHECK_TIMEOUT = 2, 1.0
 """So many checks in a row without an answer take a pod out; no answer by then (seconds) is none."""
+SHADOW = "X-Headworks-Shadow"
+"""The header that marks, for the pods, what would have been refused: with `gateway.mode = "shadow"`."""
 HIDDEN = "^/(live|ready|health|metrics)(/.*)?$"
 """What pods say to probes and scrapers, which is not for the world: paths as a regular expression."""
 

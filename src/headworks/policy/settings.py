@@ -49,6 +49,7 @@ SPARE_CONNECTIONS = 10_000
 Criticality = Literal["background", "sheddable", "default", "critical"]
 HeaderDialect = Literal["draft-11", "x-ratelimit", "off"]
 Background = Literal["free", "hold"]
+GatewayMode = Literal["enforce", "shadow"]
 WhenDown = Literal["share", "open", "closed"]
 Scope = Literal["user", "tenant", "all"]
 Mode = Literal["enforce", "shadow", "off"]
@@ -94,6 +95,8 @@ class ServiceSettings(Section):
 class GatewaySettings(Section):
     """Layer 1: who may enter."""
 
+    mode: Annotated[GatewayMode, Choice(("enforce", "shadow"))] = "enforce"
+    """Refuse what is over a rate or a number of connections, or let it pass and mark it."""
     total_rate: RequestRate = Rate(2000, 1.0)
     """Requests of all clients together."""
     per_ip_rate: RequestRate = Rate(100, 1.0)
