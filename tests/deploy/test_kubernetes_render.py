@@ -51,6 +51,19 @@ def test_probes_ask_what_the_pod_answers_and_liveness_is_the_patient_one() -> No
     assert budget["l"] >= 10 * budget["r"] or budget["l"] >= 60
 
 
+def test_probes_go_where_the_platform_is_answered_and_the_gateway_does_not_reach() -> None:
+    policy = shipped(management={"port": 9300}, deploy={"port": 8300})
+    container = deployment(policy)["template"]["spec"]["containers"][0]
+    assert {container[probe]["httpGet"]["port"] for probe in container if probe.endswith("Probe")} == {
+        9300
+    }
+    gateway, monitoring = objects(policy)["NetworkPolicy", "fastapi-app"]["spec"]["ingress"]
+    assert [port["port"] for port in gateway["ports"]] == [8300]
+    assert [port["port"] for port in monitoring["ports"]] == [9300]
+    alone = deployment(shipped(management={"port": 0}))["template"]["spec"]["containers"][0]
+    assert alone["livenessProbe"]["httpGet"]["port"] == 8000
+
+
 def test_a_leaving_pod_has_the_policys_whole_goodbye() -> None:
     policy = shipped(service={"sla": "90s"}, health={"drain_delay": "7s"})
     spec = deployment(policy)["template"]["spec"]

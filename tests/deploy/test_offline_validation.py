@@ -210,7 +210,9 @@ def test_the_overlay_builds_and_holds_every_object(changes: dict[str, Any], tmp_
 
 
 COMMENT = re.compile(r"#\s*(?P<said>.*)$")
-FIELD = re.compile(r"\b(?:service|gateway|health|admission|store|deploy|vendors|fairness)\.[a-z_.]+")
+FIELD = re.compile(
+    r"\b(?:service|gateway|health|management|admission|store|deploy|vendors|fairness)\.[a-z_.]+"
+)
 
 
 def unexplained(text: str) -> Iterator[str]:

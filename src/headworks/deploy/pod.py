@@ -25,7 +25,8 @@ STARTS_WITHIN = 60
 
 def probe_port(policy: Policy) -> tuple[int, str]:
     """Where a pod answers probes and metrics, and the policy field that says so."""
-    return policy.deploy.port, "deploy.port"
+    port = policy.management_port
+    return (port, "management.port") if port else (policy.deploy.port, "deploy.port")
 
 
 def ports(policy: Policy) -> list[dict[str, Any]]:

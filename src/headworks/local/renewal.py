@@ -45,12 +45,15 @@ class Renewal:
 
     async def watch(self) -> None:
         """Take over every change, until cancelled."""
+        before = self._seen
         while True:
             await asyncio.sleep(LOOK)
-            seen = self._look()
-            if seen != self._seen:
-                self._seen = seen
+            now = self._look()
+            # Twice the same: the first half of a policy may be a policy, too.
+            if now == before and now != self._seen:
+                self._seen = now
                 await self._take_over()
+            before = now
 
     def _look(self) -> tuple[int, int] | None:
         try:

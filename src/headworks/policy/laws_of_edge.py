@@ -205,6 +205,17 @@ def the_rendered_store_is_the_one_asked(policy: Policy) -> Findings:
     )
 
 
+def the_gateway_in_shadow_protects_nobody(policy: Policy) -> Findings:
+    """A gateway that only marks what it would refuse is meant to be for a while."""
+    if policy.gateway.mode == "shadow":
+        yield Finding(
+            "gateway.mode",
+            "the gateway refuses nothing for its rate: pods see every flood, marked",
+            'gateway.mode = "enforce" once what is marked is what should be refused',
+            "note",
+        )
+
+
 LAWS = (
     gateways_hold_a_part_each,
     one_address_is_not_every_connection,
@@ -217,4 +228,5 @@ LAWS = (
     the_autoscaler_has_room,
     scaling_stays_within_the_contract,
     the_rendered_store_is_the_one_asked,
+    the_gateway_in_shadow_protects_nobody,
 )
