@@ -211,8 +211,8 @@ def the_gateway_in_shadow_protects_nobody(policy: Policy) -> Findings:
         yield Finding(
             "gateway.mode",
             "the gateway refuses nothing for its rate: pods see every flood, marked",
-            'gateway.mode = "enforce" once what is marked is what should be refused',
-            "note",
+            'gateway.mode = "enforce", once what is marked is what should be refused',
+            "warning",
         )
 
 
