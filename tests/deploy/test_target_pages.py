@@ -13,10 +13,11 @@ from tests.policies import SHIPPED, shipped
 from typer.testing import CliRunner
 
 from headworks.cli.app import app
-from headworks.deploy import compose, kubernetes
+from headworks.deploy import compose, kubernetes, monitoring
 from headworks.gateway import envoy, gateway_api, ingress_nginx, nginx
 from headworks.manifest import yaml
 from headworks.policy.settings import Policy
+from headworks.telemetry.prometheus import PrometheusSink
 
 TARGETS = Path(__file__).parents[2] / "docs" / "targets"
 PAGES = sorted(TARGETS.glob("*.md"))
@@ -66,3 +67,23 @@ def test_a_page_explains_every_field_that_its_files_name(page: Path, changes: di
     named = {field.rstrip(".") for comment in comments for field in FIELD.findall(comment)}
     named = {re.sub(r"vendors\.\w+", "vendors.NAME", field) for field in named}
     assert [field for field in sorted(named) if f"`{field}`" not in said] == []
+
+
+def test_alerts_and_scaling_ask_for_metrics_that_pods_export() -> None:
+    source = Path(__file__).parents[2] / "src" / "headworks"
+    counted = re.findall(r"headworks_\w+", PrometheusSink.__doc__ or "")
+    gauges = [
+        f"headworks_{name}"
+        for file in source.rglob("*.py")
+        for name in re.findall(r"gauge\(\s*\"(\w+)\"", file.read_text(encoding="utf-8"))
+    ]
+    derived = [monitoring.SHED_RATE]
+    asked = "".join(
+        [
+            (TARGETS.parent / "operations.md").read_text(encoding="utf-8"),
+            yaml(monitoring.manifests(shipped()), ""),
+        ]
+    )
+    wanted = set(re.findall(r"headworks_\w+", asked))
+    assert len(wanted) > 7
+    assert wanted - {*counted, *gauges, *derived} == set()
