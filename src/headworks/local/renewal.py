@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from headworks.errors import PolicyError
@@ -75,8 +76,12 @@ class Renewal:
         if list(policy.vendors) != list(self._policy.vendors):  # nothing here would fake another
             self._say("the policy names other vendors now; start the stack again to have them")
             return
+        try:
+            self._gateway(policy)
+        except OSError as error:
+            self._say(f"the gateway cannot be given the changed policy: {error.strerror or error}")
+            return
         self._policy = policy
-        self._gateway(policy)
         self._say("the policy has changed: the gateway has it, and the pods get it one by one")
         for pod in self._pods:
             if not await self._restart(pod):
@@ -90,7 +95,8 @@ class Renewal:
         """Let it leave as it always does; its keeper brings it back."""
         pid, restarts = pod.pid, pod.restarts
         if pid is not None:
-            os.kill(pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # it has just died, and comes back all the same
+                os.kill(pid, signal.SIGTERM)
 
         async def back() -> bool:
             return (pid is None or pod.restarts > restarts) and await self._ready(pod)
