@@ -106,17 +106,18 @@ class Whole(Kind):
 
 @dataclass(frozen=True)
 class Ratio(Kind):
-    """A part of a whole: more than 0, at most 1."""
+    """A part of a whole: more than 0, at most 1; or 0 too, where `none` says so."""
 
+    none: bool = False
     unit = "ratio"
 
     def allowed(self) -> str:
-        return "more than 0, at most 1"
+        return "0 to 1" if self.none else "more than 0, at most 1"
 
     def parse(self, value: object, info: ValidationInfo) -> float:
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise ValueError(f"{shown(value)} is not a number; allowed is {self.allowed()}")
-        if not 0 < value <= 1:
+        if not 0 <= value <= 1 or not (value or self.none):
             raise ValueError(f"{shown(value)} is out of range; allowed is {self.allowed()}")
         return float(value)
 
