@@ -6,7 +6,6 @@ import gc
 import importlib
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -30,9 +29,6 @@ log = logging.getLogger("headworks")
 GC_THRESHOLDS = (10_000, 20, 50)
 """Garbage collection in a frozen pod: what lives after startup is never looked at again, so that what
 requests leave behind may pile up further before it is."""
-
-OPEN_FILES = 65_536
-"""Files and sockets a pod may have open, as far as the platform allows."""
 
 
 def serve(
@@ -82,7 +78,6 @@ def serve(
         loaded.management_port if management_port is None else management_port,
         beside=settings.port,
     )
-    _allow_open_files()
     if gc_freeze is None:
         gc_freeze = loaded.deploy.garbage_collection == "freeze"
     application = _application(loaded.service.app, path.parent)
@@ -118,15 +113,6 @@ def _manage(host: str, port: int, *, beside: int) -> None:
             fail(str(error))
     os.environ["HEADWORKS_MANAGEMENT__PORT"] = str(port)
     os.environ["HEADWORKS_MANAGEMENT__HOST"] = host
-
-
-def _allow_open_files() -> None:
-    """As many open files as the platform lets a process have: a socket is one, and where the service's
-    port has used them up, nobody reaches the management port either."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _leave_quietly() -> None:

@@ -228,7 +228,6 @@ class Headworks:
         for watch in self._watches:
             watch.cancel()
         await asyncio.wait(self._watches)
-        self._watches = []
         loop = asyncio.get_running_loop()
         drained = self._termination.ends_at or loop.time() + self.policy.drain_timeout
         await self._drain(drained)
@@ -247,6 +246,7 @@ class Headworks:
             except Exception:  # one that cannot be closed must not keep the others open
                 log.exception("%s was not closed", what)
         self._termination.remove()
+        self._watches = []  # last: what is cancelled halfway may be asked for again
 
     def _leave(self) -> None:
         self._health.drain()
