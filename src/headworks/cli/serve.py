@@ -35,7 +35,8 @@ def serve(
     policy: Annotated[Path, typer.Option("--policy", help="The policy file.")] = Path("headworks.toml"),
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "0.0.0.0",
     port: Annotated[
-        int | None, typer.Option("--port", help="Default: the policy's deploy.port.")
+        int | None,
+        typer.Option("--port", min=0, max=65_535, help="Default: the policy's deploy.port."),
     ] = None,
     workers: Annotated[int, typer.Option("--workers", help="One; a pod is one process.")] = 1,
     management_port: Annotated[
@@ -104,7 +105,7 @@ class _Pod(uvicorn.Server):
 
 def _manage(host: str, port: int, *, beside: int) -> None:
     """Tell the application's works where probes and metrics are served; end here if they cannot be."""
-    if port == beside:
+    if port and port == beside:
         fail(f"--management-port: {port} is the service's port; choose another, or 0 for none")
     if port:
         try:
