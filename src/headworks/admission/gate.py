@@ -39,7 +39,7 @@ log = logging.getLogger("headworks")
 
 
 _new: Final = tuple.__new__
-"""Fills an event in a third of the time its own constructor takes."""
+"""Fills an event in three fifths of the time its own constructor takes."""
 _CLASS: Final = {kind: kind.name.lower() for kind in Criticality}
 _ADMITTED: Final = {kind: Decided("admission", True, criticality=_CLASS[kind]) for kind in Criticality}
 
