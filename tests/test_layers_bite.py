@@ -26,6 +26,7 @@ from headworks.caller import Caller
 from headworks.current import Criticality
 from headworks.fairness import gate as fairness_gate
 from headworks.fairness.gate import Fairness
+from headworks.fairness.limits import Asked
 from headworks.health import Probes
 from headworks.health.readiness import Health
 from headworks.identity import Identifier
@@ -131,9 +132,11 @@ def limits_one_by_one(patch: Patch) -> None:
     """Layer 4 asks one limit after the other, as everybody else does."""
     ask = Fairness._ask
 
-    async def each(self: Fairness, ticket: Any, asks: tuple[Any, ...], shadow: Any) -> None:
-        for one in asks:
-            await ask(self, ticket, (one,))
+    async def each(self: Fairness, ticket: Any, asked: Asked, criticality: Any) -> Any:
+        for one in asked.asks:
+            if refused := await ask(self, ticket, Asked.of((one,), ()), criticality):
+                return refused
+        return None
 
     patch.setattr(Fairness, "_ask", each)
 
@@ -142,11 +145,12 @@ def identity_believed(patch: Patch) -> None:
     """Any key that is sent counts as somebody."""
     resolve = Identifier.resolve
 
-    async def believing(self: Identifier, scope: Any, callers: Any) -> Any:
+    async def believing(self: Identifier, scope: Any, callers: Any = None) -> Any:
         found = await resolve(self, scope, callers)
         key = dict(scope["headers"]).get(b"x-api-key", b"").decode()
         return found if found.known else type(found)(**{**_fields(found), "user": key, "tenant": key})
 
+    patch.setattr(Identifier, "seen", lambda self, scope, callers: None)
     patch.setattr(Identifier, "resolve", believing)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from headworks.problem import Headers
@@ -34,14 +35,24 @@ def _name(name: str) -> str:
     return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+@lru_cache(maxsize=4096)
+def _item(name: str, limit: int, window: float) -> tuple[str, str]:
+    """What never changes of a limit: its item of `RateLimit-Policy`, how that of `RateLimit` begins."""
+    quoted = _name(name)
+    return f"{quoted};q={limit};w={max(1, _seconds(window))}", f"{quoted};r="
+
+
 def draft_11(verdict: Verdict, most: float) -> Headers:
     """`RateLimit-Policy` and `RateLimit`, one item per limit."""
-    policies = (f"{_name(s.name)};q={s.limit};w={max(1, _seconds(s.window))}" for s in verdict.limits)
-    states = (f"{_name(s.name)};r={max(0, s.remaining)};t={_until(s, most)}" for s in verdict.limits)
-    return [
-        (b"ratelimit-policy", ", ".join(policies).encode()),
-        (b"ratelimit", ", ".join(states).encode()),
-    ]
+    policies = states = ""
+    for name, limit, window, allowed, left, reset, again in verdict.limits:
+        policy, state = _item(name, limit, window)
+        seconds = reset if allowed else again
+        state += f"{left if left > 0 else 0};t={_seconds(seconds if seconds < most else most)}"
+        policies, states = (
+            (f"{policies}, {policy}", f"{states}, {state}") if policies else (policy, state)
+        )
+    return [(b"ratelimit-policy", policies.encode()), (b"ratelimit", states.encode())]
 
 
 def x_ratelimit(verdict: Verdict, most: float) -> Headers:
