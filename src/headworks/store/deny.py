@@ -57,12 +57,20 @@ class _Heard(NamedTuple):
         return LimitState(ask.name, limit, window, allowed, left, reset, again)
 
 
-_Place = tuple[str, bool]
-"""A key, and whether the cost is one that never fits: that refusal must not stand for others."""
+_Place = str | tuple[str]
+"""A key; by itself in a tuple for a cost that never fits: that refusal must not stand for others."""
 
 
 def _place(ask: Ask) -> _Place:
-    return ask.key, ask.cost > _most(ask.shape)
+    _, key, shape, cost = ask
+    return (key,) if cost > _most(shape) else key
+
+
+def _final(asks: Sequence[Ask]) -> bool:
+    for ask in asks:  # noqa: SIM110  # a generator costs a third of the whole look
+        if type(ask) is not FinalAsk:
+            return False
+    return True
 
 
 class DenyCache:
@@ -82,31 +90,38 @@ class DenyCache:
 
     async def ask(self, question: Question) -> Verdict:
         asks, horizon, gate, _, demand = question
-        if horizon > 0 or gate is not None or demand > 0 or not all(type(a) is FinalAsk for a in asks):
+        if horizon > 0 or gate is not None or demand > 0 or not _final(asks):
             return await self._inner.ask(question)
         now = asyncio.get_running_loop().time()
         if self._heard and (known := self._known(asks, now)) is not None:
-            self._questions += 1
             return known
         verdict = await self._inner.ask(question)
         if not verdict.allowed and not verdict.degraded:
             self._remember(asks, verdict, now)
         return verdict
 
+    def known_nowait(self, asks: Sequence[Ask]) -> Verdict | None:
+        """The refusal that `ask` would answer with from here, None where it would ask the store."""
+        if not self._heard or not _final(asks):
+            return None
+        return self._known(asks, asyncio.get_running_loop().time())
+
     def _known(self, asks: Sequence[Ask], now: float) -> Verdict | None:
         """The refusal, when one limit is known to refuse and something is known of every other."""
-        states = []
+        states: list[LimitState] = []
+        again = 0.0
         for ask in asks:
             heard = self._heard.get(_place(ask))
-            state = heard.later(ask, now) if heard is not None and ask.cost else None
-            if state is None:
+            if heard is None or not ask.cost or (state := heard.later(ask, now)) is None:
                 return None
             states.append(state)
-        again = max((state.retry_after for state in states), default=0.0)
+            if state.retry_after > again:
+                again = state.retry_after
         if not again:
             return None
         for ask in asks:
             self._heard.move_to_end(_place(ask))
+        self._questions += 1
         return Verdict(False, again, tuple(states))
 
     def _remember(self, asks: Sequence[Ask], verdict: Verdict, now: float) -> None:
@@ -140,8 +155,8 @@ class DenyCache:
 
     def _forget(self, keys: Sequence[str]) -> None:
         for key in keys:
-            self._heard.pop((key, False), None)
-            self._heard.pop((key, True), None)
+            self._heard.pop(key, None)
+            self._heard.pop((key,), None)
 
     async def aclose(self) -> None:
         await self._inner.aclose()
