@@ -24,6 +24,7 @@ from headworks.admission.slots import Slot, Slots
 from headworks.admission.waiting import Waiting
 from headworks.caller import Caller
 from headworks.current import Criticality
+from headworks.fairness import KnownRefusals
 from headworks.fairness import gate as fairness_gate
 from headworks.fairness.gate import Fairness
 from headworks.fairness.limits import Asked
@@ -141,6 +142,11 @@ def limits_one_by_one(patch: Patch) -> None:
     patch.setattr(Fairness, "_ask", each)
 
 
+def no_memory_of_refusals(patch: Patch) -> None:
+    """Layer 4 refuses inside only, whatever it knows."""
+    patch.setattr(KnownRefusals, "_ours", lambda self, scope: False)
+
+
 def identity_believed(patch: Patch) -> None:
     """Any key that is sent counts as somebody."""
     resolve = Identifier.resolve
@@ -237,6 +243,7 @@ ROWS = [
         limits_one_by_one,
         scenarios.a_refusal_by_the_endpoint_burns_nothing_of_the_user,
     ),
+    Row("4 known refusals", no_memory_of_refusals, scenarios.a_flooder_is_told_so_by_a_full_pod),
     Row("4 identity", identity_believed, scenarios.invented_keys_gain_nothing),
     Row("4 translator", no_translation, scenarios.an_sdks_refusal_becomes_the_right_answer),
     Row("5 limiter", no_limiter, scenarios.the_vendors_quota_is_used_up_and_never_exceeded),

@@ -81,6 +81,7 @@ class Service:
         """The store has refused once."""
         while (await self.get(path, key)).status_code != 429:
             pass
+        await asyncio.sleep(0)  # what is only watched is asked beside the request
         self.sink.events.clear()
         self.store.questions.clear()
         Seen.paths.clear()
