@@ -316,6 +316,7 @@ async def a_refusal_by_the_endpoint_burns_nothing_of_the_user() -> None:
 async def a_flooder_is_told_so_by_a_full_pod() -> None:
     async with service(store=DenyCache(MemoryStore())) as pod:
         assert await pod.statuses("/quick", "free-1", 11) == {200: 10, 429: 1}
+        await pod.get("/quick", "enterprise-1")  # whose class is known from then on
         full = asyncio.gather(*(pod.get("/slow", "enterprise-1") for _ in range(20)))
         await asyncio.sleep(1)
         assert await pod.statuses("/quick", "pro-2", 1) == {503: 1}
