@@ -45,16 +45,23 @@ class _Heard(NamedTuple):
 
     def later(self, ask: Ask, now: float) -> LimitState | None:
         """The state counted down to now; None where it says nothing about this ask."""
-        refuses = self.stands(now)
-        if self.shape != ask.shape or (ask.cost < self.cost if refuses else ask.cost > self.cost):
+        shape, cost, (_, limit, window, allowed, left, reset, again), at = self
+        name, _, asked, wanted = ask
+        gone = now - at
+        if shape is not asked and shape != asked:
             return None
-        if not refuses and not self.state.allowed:
-            return None
-        gone, (_, limit, window, allowed, left, reset, again) = now - self.at, self.state
+        if allowed:
+            if wanted > cost:
+                return None
+            again = 0.0
+        else:
+            again -= gone
+            if again <= 0 or wanted < cost:
+                return None
         if gone >= reset:
-            left = _most(ask.shape)
-        again, reset = (again - gone if refuses else 0.0), max(0.0, reset - gone)
-        return LimitState(ask.name, limit, window, allowed, left, reset, again)
+            left, reset = _most(asked), gone
+        state = (name, limit, window, allowed, left, reset - gone, again)
+        return tuple.__new__(LimitState, state)
 
 
 _Place = str | tuple[str]
@@ -108,19 +115,20 @@ class DenyCache:
 
     def _known(self, asks: Sequence[Ask], now: float) -> Verdict | None:
         """The refusal, when one limit is known to refuse and something is known of every other."""
-        states: list[LimitState] = []
-        again = 0.0
+        heard, places, states, again = self._heard, [], [], 0.0
         for ask in asks:
-            heard = self._heard.get(_place(ask))
-            if heard is None or not ask.cost or (state := heard.later(ask, now)) is None:
+            place = _place(ask)
+            one = heard.get(place)
+            if one is None or not ask[3] or (state := one.later(ask, now)) is None:
                 return None
+            places.append(place)
             states.append(state)
-            if state.retry_after > again:
-                again = state.retry_after
+            if state[6] > again:
+                again = state[6]
         if not again:
             return None
-        for ask in asks:
-            self._heard.move_to_end(_place(ask))
+        for place in places:
+            heard.move_to_end(place)
         self._questions += 1
         return Verdict(False, again, tuple(states))
 

@@ -125,13 +125,14 @@ def verdict(question: Question, numbers: Sequence[int], i: int) -> tuple[Verdict
 
 def _plain(asks: tuple[Ask, ...], numbers: Sequence[int], i: int) -> tuple[Verdict, int]:
     """The same for limits alone that are asked about now, as nearly all are."""
-    longest = min(numbers[i + 2 : i + 3 * len(asks) : 3])
-    if longest >= 0:
-        longest = max(numbers[i + 2 : i + 3 * len(asks) : 3])
-    limits = []
+    longest, limits = 0, []
     for name, _, shape, _ in asks:
         left, reset, wait = numbers[i : i + 3]
-        again = NEVER if wait == NEVER_US else wait / SECOND
+        again = wait / SECOND
+        if wait == NEVER_US:
+            longest, again = NEVER_US, NEVER
+        elif wait > longest != NEVER_US:
+            longest = wait
         state = (name, shape.limit, shape.period, not wait, left, reset / SECOND, again)
         limits.append(tuple.__new__(LimitState, state))
         i += 3
