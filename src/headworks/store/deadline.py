@@ -10,6 +10,7 @@ has not come even then says nothing about whom it was asked of: `LoopLag`.
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from types import TracebackType
 
 LAG = 0.005
@@ -20,6 +21,10 @@ GLANCE = 0.001
 """Seconds before its end at which a deadline comes due: for the last look."""
 LOOK_AGAIN = 0.02
 """Seconds that the last look takes after the event loop has been held up."""
+
+
+_NOBODYS = Context()
+"""The timer's: it is of no request, though one of them sets it."""
 
 
 class LoopLag(TimeoutError):
@@ -92,7 +97,7 @@ class Deadlines:
 
     def _turn_at(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         self._timed = True
-        loop.call_at(when, self._turn, loop, when)
+        loop.call_at(when, self._turn, loop, when, context=_NOBODYS)
 
     def _turn(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         """Who has been held up, who is due, and when to look again."""
