@@ -9,9 +9,9 @@ than its `Retry-After`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import lru_cache
+from math import ceil
 from typing import Final
 
 from headworks.problem import Headers
@@ -22,7 +22,10 @@ LONGEST: Final = 31 * 86400
 
 
 def _seconds(value: float) -> int:
-    return LONGEST if value >= LONGEST else max(0, math.ceil(value - 1e-6))
+    if value >= LONGEST:
+        return LONGEST
+    up = ceil(value - 1e-6)
+    return up if up > 0 else 0
 
 
 def _until(state: LimitState, most: float) -> int:
@@ -44,15 +47,17 @@ def _item(name: str, limit: int, window: float) -> tuple[str, str]:
 
 def draft_11(verdict: Verdict, most: float) -> Headers:
     """`RateLimit-Policy` and `RateLimit`, one item per limit."""
-    policies = states = ""
+    policies, states = [], []
     for name, limit, window, allowed, left, reset, again in verdict.limits:
         policy, state = _item(name, limit, window)
         seconds = reset if allowed else again
-        state += f"{left if left > 0 else 0};t={_seconds(seconds if seconds < most else most)}"
-        policies, states = (
-            (f"{policies}, {policy}", f"{states}, {state}") if policies else (policy, state)
-        )
-    return [(b"ratelimit-policy", policies.encode()), (b"ratelimit", states.encode())]
+        after = _seconds(seconds if seconds < most else most)
+        policies.append(policy)
+        states.append(f"{state}{left if left > 0 else 0};t={after}")
+    return [
+        (b"ratelimit-policy", ", ".join(policies).encode()),
+        (b"ratelimit", ", ".join(states).encode()),
+    ]
 
 
 def x_ratelimit(verdict: Verdict, most: float) -> Headers:
