@@ -17,15 +17,13 @@ from starlette.types import Message, Scope, Send
 
 from headworks.admission.answers import Answers
 from headworks.admission.slots import Slot
-from headworks.admission.within import within
+from headworks.admission.within import TAKEN, within
 from headworks.caller import Caller
 from headworks.current import Current
 from headworks.errors import CallerLeft, DeadlineExceeded, Refused
 from headworks.problem import body as problem
 from headworks.problem import render
 
-TAKEN: Final = object()
-"""The server took a part of an answer at once."""
 BETWEEN: Final = (b"\n\n", b"\r\r", b"\r\n\r\n")
 """How the bytes of an event stream end when no event is half sent."""
 

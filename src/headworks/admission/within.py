@@ -7,9 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import types
-from collections.abc import Generator
+from collections.abc import Awaitable, Generator
 from functools import partial
-from typing import Any
+from typing import Any, Final
+
+TAKEN: Final = object()
+"""The server took a part of an answer at once."""
+
+
+async def all_within(seconds: float, work: Awaitable[None]) -> None:
+    """Await something from its beginning, for at most `seconds`; see `within`."""
+    steps = work.__await__()
+    waits_for = next(steps, TAKEN)
+    if waits_for is not TAKEN:
+        await within(seconds, steps, waits_for)
 
 
 async def within(seconds: float, steps: Generator[Any, None, None], waits_for: Any) -> None:

@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 import httpx2
@@ -13,10 +14,11 @@ from starlette.types import ASGIApp
 
 from headworks.admission import AdmissionGate, Answers, Pressure, Slots, StatedClass
 from headworks.admission.pressure import container_memory, resident_memory
+from headworks.admission.within import all_within
 from headworks.cleanup import Reaper
 from headworks.current import Criticality
 from headworks.errors import PolicyError, Problem
-from headworks.fairness import Limits, Rules
+from headworks.fairness import Fairness, KnownRefusals, Limits, Routes, Rules
 from headworks.fairness.limits import when_down_of
 from headworks.health import Management, Pages
 from headworks.identity import Caller, Callers, Identifier, Rank, Resolver
@@ -139,6 +141,35 @@ def gate_of(
         stated=None if header is None else StatedClass(header),
         hold_background=settings.background_tasks == "hold",
         shadow=settings.shadow,
+    )
+
+
+def known_of(
+    policy: Policy,
+    app: ASGIApp,
+    *,
+    store: Store,
+    fairness: Fairness,
+    routes: Routes,
+    identifier: Identifier,
+    answers: Answers,
+    telemetry: Telemetry,
+) -> ASGIApp:
+    """What answers outside of admission whoever is known to be refused; `app` itself where the store
+    remembers no refusals."""
+    if not isinstance(store, DenyCache):
+        return app
+    header = policy.admission.criticality_header
+    return KnownRefusals(
+        app,
+        known=store.known_nowait,
+        fairness=fairness,
+        routes=routes,
+        identifier=identifier,
+        telemetry=telemetry,
+        inside=[] if header is None else [header.lower().encode()],
+        leaving=lambda: answers.leaving,
+        bounded=partial(all_within, policy.admission.write_stall),
     )
 
 

@@ -1,8 +1,8 @@
 """Builds every layer from the policy and installs them on an application.
 
-The order of the way in is the order of `Headworks._stack`: probes, admission, whatever middleware
-the application has, fairness, the application. Everything lives on the `Headworks` object, so that
-several can live in one process.
+The order of the way in is the order of `Headworks._stack`: probes, refusals that are known already,
+admission, whatever middleware the application has, fairness, the application. Everything lives on the
+`Headworks` object, so that several can live in one process.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from headworks.vendor import Vendor
 from headworks.works.build import (
     gate_of,
     identifier_of,
+    known_of,
     management_of,
     pressure_of,
     rules_of,
@@ -294,7 +295,8 @@ class Headworks:
             log.warning('fairness: no route is "%s"; what the policy says of it holds nobody', path)
 
     def _stack(self, app: Starlette) -> None:
-        """The way in, outermost first: probes, admission, the application's middleware, fairness."""
+        """The way in, outermost first: probes, known refusals, admission, the application's middleware,
+        fairness."""
         routes = self._routes = Routes(app)
         app.user_middleware.append(Middleware(FairnessGate, fairness=self._fairness, routes=routes))
         build = app.build_middleware_stack
@@ -309,8 +311,18 @@ class Headworks:
                 telemetry=self.telemetry,
                 reaper=self._reaper,
             )
+            known = known_of(
+                self.policy,
+                admission,
+                store=self._store,
+                fairness=self._fairness,
+                routes=routes,
+                identifier=self._identifier,
+                answers=self._answers,
+                telemetry=self.telemetry,
+            )
             self._name_idle_limits()
-            return Probes(admission, self._pages, allow=self._inside)
+            return Probes(known, self._pages, allow=self._inside)
 
         # On the instance, so that admission stays outermost whatever middleware is added later.
         app.build_middleware_stack = outermost  # type: ignore[method-assign]  # meant: see above
