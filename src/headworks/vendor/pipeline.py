@@ -239,14 +239,13 @@ class Pipeline:
         return QueueTimeout(detail, retry_after=PAUSE)
 
     @asynccontextmanager
-    async def hold(self, model: str, cost: Cost) -> AsyncIterator[Attempt]:
-        """Steps 7 to 12 around a caller's own exchange, for clients that are not ours.
+    async def hold(self, model: str, cost: Cost, who: Current) -> AsyncIterator[Attempt]:
+        """Steps 7 to 12 around a caller's own exchange, made for `who`, for clients that are not ours.
 
         Not retried: what is inside the block cannot be run again. A timeout, a broken connection or
         any `OSError` counts against the vendor, also in a group of nothing else; another exception or
         a cancellation does not. The block is cancelled when whoever asked has left.
         """
-        who = current()
         async with staying(who.caller):
             grant = await self._admit(model, cost, who)
             attempt = Attempt(self, grant, model)
