@@ -96,8 +96,7 @@ class Vendor:
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self.name, self.base_url = name, settings.base_url
-        self._slots = Slots(settings.slots)
-        self._gate = GateCache(name, telemetry)
+        self._slots, self._gate = Slots(settings.slots), GateCache(name, telemetry)
         smoothing = settings.smoothing
         smoother = Smoother(smoothing.period / smoothing.amount if smoothing else 0.0)
         rules = _rules(settings)
@@ -121,34 +120,26 @@ class Vendor:
             )
             for model in ("", *settings.models)
         }
-        pipeline = self._pipeline = Pipeline(
+        self._pipeline = Pipeline(
             name,
             lanes=self._lanes,
             retry=Retry(settings.attempts, rng),
             call_timeout=settings.call_timeout,
             telemetry=telemetry,
         )
-        timeout = httpx2.Timeout(**settings.timeouts.model_dump())
-        pool = settings.connections
-        limits = httpx2.Limits(max_connections=pool.max, max_keepalive_connections=pool.keepalive)
-        engine = httpx2.AsyncClient(
-            limits=limits, timeout=timeout, transport=transport, cookies=no_cookies()
-        )
         self._wishes = Wishes(name)
         self._transport = VendorTransport(
             name,
             settings,
             profile,
-            pipeline,
-            engine=engine,
+            self._pipeline,
+            engine=_client(settings, transport),
             reaper=reaper,
             wishes=self._wishes,
             counts_tokens=any(rate.unit != "requests" for rate in _quotas(settings)),
             now=now,
         )
-        self.client = httpx2.AsyncClient(
-            base_url=settings.base_url, timeout=timeout, transport=self._transport, cookies=no_cookies()
-        )
+        self.client = _client(settings, self._transport)
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -212,6 +203,18 @@ class Vendor:
         for lane in self._lanes.values():
             await lane.aclose()
         await self.client.aclose()
+
+
+def _client(settings: VendorSettings, transport: httpx2.AsyncBaseTransport | None) -> httpx2.AsyncClient:
+    """A client with the policy's timeouts and pool; with the environment's proxies if no transport."""
+    pool = settings.connections
+    return httpx2.AsyncClient(
+        base_url=settings.base_url,
+        limits=httpx2.Limits(max_connections=pool.max, max_keepalive_connections=pool.keepalive),
+        timeout=httpx2.Timeout(**settings.timeouts.model_dump()),
+        transport=transport,
+        cookies=no_cookies(),
+    )
 
 
 def _quotas(settings: VendorSettings) -> Iterator[Rate]:
