@@ -216,6 +216,54 @@ def test_the_responses_api_says_it_in_its_last_event() -> None:
     assert reader.usage() == {"tokens": 12, "input_tokens": 5, "output_tokens": 7}
 
 
+# What the vendor counts of calls that came to nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "kept"),
+    [
+        ("openai", 429, True),
+        ("openai", 500, True),
+        ("anthropic", 429, False),
+        ("anthropic", 500, True),
+        ("anthropic", 529, True),
+    ],
+)
+async def test_rejected_and_failed_calls_cost_what_the_profile_says(
+    name: str, status: int, kept: bool
+) -> None:
+    side = Side(name, faults={"fail_ratio": 1, "fail_status": status}, settings=EACH)
+    with pytest.raises(side.error("APIStatusError")):
+        await side.ask()
+    booked = {"requests": -1, "input_tokens": -10, "output_tokens": -24}
+    assert await side.corrections() == ({} if kept else booked)
+
+
+@pytest.mark.parametrize("error", [httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout])
+async def test_what_never_reached_the_vendor_costs_nothing(error: Any) -> None:
+    """Whatever the profile says of failed calls: it was never sent."""
+
+    async def unreachable(request: httpx2.Request) -> httpx2.Response:
+        raise error("no way", request=request)
+
+    side = Side("openai", settings=TOKENS)
+    side.recorder.handle_async_request = unreachable  # type: ignore[method-assign]  # another vendor
+    with pytest.raises(side.error("APIStatusError")):
+        await side.ask()
+    assert await side.corrections() == {"requests": -1, "tokens": -24}
+
+
+async def test_a_call_whose_connection_broke_later_may_have_been_counted() -> None:
+    async def broken(request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.RemoteProtocolError("gone", request=request)
+
+    side = Side("openai", settings=TOKENS)
+    side.recorder.handle_async_request = broken  # type: ignore[method-assign]  # another vendor
+    with pytest.raises(side.error("APIStatusError")):
+        await side.ask()
+    assert await side.corrections() == {}
+
+
 # Expecting
 
 

@@ -204,13 +204,13 @@ class Pipeline:
             raise
         if outcome.ending is not Ending.OK:
             cool_down = outcome.retry_after or 0.0 if outcome.ending is Ending.OVERLOADED else 0.0
-            attempt.end(outcome.ending, status=outcome.status, cool_down=cool_down)
+            attempt.end(outcome.ending, status=outcome.status, used=outcome.used, cool_down=cool_down)
         return Sent(outcome, attempt, answer)
 
     def _failed(self, attempt: Attempt, exchange: Exchange[A], error: Exception) -> Outcome:
         """Nothing came back but an exception: an outcome if it is the vendor's, else raise it."""
         outcome = exchange.judge(error)
-        attempt.end(outcome.ending)
+        attempt.end(outcome.ending, used=outcome.used)
         if outcome.refusal is None:
             raise error
         outcome.refusal.__cause__ = error

@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import httpx2
 
@@ -35,6 +35,7 @@ from headworks.errors import (
 from headworks.limits.breaker import Ending
 from headworks.policy.profiles import Profile
 from headworks.policy.settings import VendorSettings
+from headworks.policy.units import Unit
 from headworks.vendor.body import Body
 from headworks.vendor.estimate import Estimate, Outputs, Tokenizer, estimate, json_of
 from headworks.vendor.pipeline import Attempt, Exchange, Pipeline, TooLate
@@ -45,7 +46,8 @@ from headworks.vendor.wish import Wish, Wishes
 REFUSED = "headworks.refused"
 """The key of a response's extensions under which its `Refused` stands."""
 
-OVERLOADED = frozenset({429, 529})
+REJECTED = 429
+OVERLOADED = frozenset({REJECTED, 529})
 RETRYABLE = frozenset({429, 500, 502, 503, 529})
 PAUSE = 1.0
 """Seconds the fleet pauses after a 429 that names no time."""
@@ -54,6 +56,9 @@ WRITING = frozenset({"http11.send_request_headers.started", "http2.send_request_
 """The trace events with which a request begins to go out."""
 
 Trace = Callable[[str, Mapping[str, Any]], Awaitable[None]]
+
+FREE = dict.fromkeys(get_args(Unit), 0)
+"""What an attempt cost that the vendor never saw, or does not count."""
 
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout)
 """The request cannot have reached the vendor, so sending it again is safe."""
@@ -207,18 +212,22 @@ class VendorTransport(httpx2.AsyncBaseTransport):
             wait = after or PAUSE  # none named, or one that is over: it was too early all the same
             detail = f"vendor '{self._vendor}' answered {status}"
             refusal = VendorQuota(detail, retry_after=wait, limit=self._vendor)
-            return Outcome(Ending.OVERLOADED, refusal, retryable=True, retry_after=wait, status=status)
+            charges = self._profile.charges
+            counts = charges.rejected_calls if status == REJECTED else charges.failed_calls
+            used = None if counts else FREE
+            return Outcome(Ending.OVERLOADED, refusal, True, wait, status, used)
         if status >= 500:
             after = self._retry_after(result.headers)
             detail = f"vendor '{self._vendor}' answered {status}"
             refused = VendorFailed(detail, retry_after=PAUSE if after is None else after)
-            return Outcome(Ending.FAILED, refused, status in RETRYABLE, after, status)
+            used = None if self._profile.charges.failed_calls else FREE
+            return Outcome(Ending.FAILED, refused, status in RETRYABLE, after, status, used)
         return Outcome(Ending.OK)
 
     def _judge_error(self, error: Exception, *, patient: bool) -> Outcome:
         if isinstance(error, httpx2.PoolTimeout):
             refused = VendorFailed("no connection of the pool came free in time", retry_after=PAUSE)
-            return Outcome(Ending.IGNORED, refused)
+            return Outcome(Ending.IGNORED, refused, used=FREE)
         if isinstance(error, httpx2.TransportError) and not isinstance(error, OURS):
             detail = f"vendor '{self._vendor}': {type(error).__name__}: {error}"
             late = isinstance(error, httpx2.TimeoutException) and not isinstance(error, NOT_SENT)
@@ -226,7 +235,8 @@ class VendorTransport(httpx2.AsyncBaseTransport):
             if isinstance(error, httpx2.ReadTimeout) and not patient:
                 ending = Ending.IGNORED
             refused = VendorFailed(detail, retry_after=PAUSE)
-            return Outcome(ending, refused, retryable=isinstance(error, NOT_SENT))
+            unsent = isinstance(error, NOT_SENT)
+            return Outcome(ending, refused, retryable=unsent, used=FREE if unsent else None)
         return Outcome(Ending.IGNORED)
 
     def _discard(self, answer: httpx2.Response) -> None:
