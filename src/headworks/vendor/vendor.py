@@ -103,7 +103,7 @@ class Vendor:
         self._lanes = {
             model: Dispatcher(
                 name,
-                quota=Quota(name, settings, profile, model),
+                quota=Quota(name, settings, profile, model, now=now),
                 rules=rules,
                 gate=self._gate,
                 slots=self._slots,

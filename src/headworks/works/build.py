@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 import httpx2
@@ -74,9 +74,14 @@ def without_store(policy: Policy) -> dict[str, WhenDown]:
     for name, settings in policy.vendors.items():
         way = settings.when_down or ("share" if otherwise == "open" else otherwise)
         for model in ("", *settings.models):
-            quota = Quota(name, settings, profile_named(settings.profile), model)
+            quota = Quota(name, settings, profile_named(settings.profile), model, now=_whenever)
             ways |= dict.fromkeys(quota.names, way)
     return ways
+
+
+def _whenever() -> datetime:
+    """The names of limits are the same on every day."""
+    return datetime.fromtimestamp(0, UTC)
 
 
 def pressure_of(policy: Policy, telemetry: Telemetry, now: Callable[[], datetime]) -> Pressure:

@@ -103,7 +103,8 @@ class Profile:
     window     seconds over which it counts requests, where shorter than the quota's period; None: the
                quota's own period
     burst      requests a bucket lets through at once, in seconds of the quota's rate; None: the whole
-               quota. Tokens: the whole quota always
+               quota. Tokens, and quotas over an hour or more: the whole quota always
+    day        the time zone at whose midnight a quota per day starts anew; `rolling`: any 24 hours
     refunds    charges come back when a call used less than was charged
     evidence   every fact by its name, with how surely it is known and from where
     """
@@ -111,6 +112,7 @@ class Profile:
     name: str
     title: str
     mechanism: Mechanism
+    day: str
     refunds: bool
     charges: Charges
     headers: HeaderNames
@@ -121,7 +123,7 @@ class Profile:
 
     def window_of(self, rate: Rate) -> float:
         """Seconds over which the vendor counts a quota: never so few that not one unit fits."""
-        if self.window is None or rate.unit != "requests":
+        if self.window is None or rate.unit != "requests" or rate.counted:
             return rate.period
         return min(rate.period, max(self.window, 1 / rate.per_second))
 
@@ -135,7 +137,7 @@ class Profile:
             seconds = self.window_of(rate)
         elif rate.burst is not None:
             return rate.burst
-        elif self.burst is not None and rate.unit == "requests":
+        elif self.burst is not None and rate.unit == "requests" and not rate.counted:
             seconds = self.burst
         else:
             return rate.amount
