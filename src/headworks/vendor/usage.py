@@ -10,6 +10,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from headworks.policy.profiles import Usage
@@ -78,9 +79,9 @@ class UsageReader:
     def _objects(self) -> Iterable[dict[str, Any]]:
         """Every usage object in what was kept, in order. In generated text its quotes are escaped, so
         that no answer can forge one."""
-        container = (self._paths.output or self._paths.total or ("usage.",))[0].split(".")[-2]
-        text = (self._head + b"\0" + self._tail).decode("utf-8", "replace")
-        for match in re.finditer(rf'"{re.escape(container)}"\s*:\s*(?={{)', text):
+        kept = self._head if self._length <= KEPT else self._head + b"\0" + self._tail
+        text = kept.decode("utf-8", "replace")
+        for match in _container(self._paths).finditer(text):
             try:
                 yield _DECODER.raw_decode(text, match.end())[0]
             except (ValueError, RecursionError):
@@ -113,6 +114,13 @@ def settled(
     if refunds:
         return used
     return {unit: max(used[unit], cost) for unit, cost in expected.cost().items() if unit in used}
+
+
+@cache
+def _container(usage: Usage) -> re.Pattern[str]:
+    """Where the object begins that holds the numbers."""
+    name = (usage.output or usage.total or ("usage.",))[0].split(".")[-2]
+    return re.compile(rf'"{re.escape(name)}"\s*:\s*(?={{)')
 
 
 def _sum(said: dict[str, Any], paths: Iterable[str]) -> int | None:

@@ -15,8 +15,8 @@ import httpx2
 
 from headworks.current import Criticality, Current
 
-PREFIX = b"x-headworks-"
 HEADERS = ("x-headworks-tenant", "x-headworks-criticality", "x-headworks-tokens")
+_RAW = frozenset(name.encode() for name in HEADERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Wishes:
 
         Raises `ValueError` naming the header whose value cannot be.
         """
-        if not any(name.lower().startswith(PREFIX) for name, _ in request.headers.raw):
+        if _RAW.isdisjoint([name.lower() for name, _ in request.headers.raw]):
             return self._now.get()
         said = [request.headers.pop(name, None) for name in HEADERS]
         tenant, criticality, tokens = said
