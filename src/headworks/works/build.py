@@ -57,7 +57,7 @@ def store_of(
         when_down_for=without,
         group=policy.service.name,
         gates=[
-            Quota(name, settings, profile_named(settings.profile)).gate_key
+            Quota(name, settings, profile_named(settings.profile), now=_whenever).gate_key
             for name, settings in policy.vendors.items()
         ],
         replicas=policy.deploy.replicas,
@@ -80,7 +80,7 @@ def without_store(policy: Policy) -> dict[str, WhenDown]:
 
 
 def _whenever() -> datetime:
-    """The names of limits are the same on every day."""
+    """The names of limits and gates are the same on every day."""
     return datetime.fromtimestamp(0, UTC)
 
 
