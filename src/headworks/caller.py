@@ -74,6 +74,11 @@ class Caller:
         return self.seen_leaving and not self._over
 
     @property
+    def over(self) -> bool:
+        """Its answer is complete, or its request ended otherwise."""
+        return self._over
+
+    @property
     def body_read(self) -> bool:
         """The application has read the body to its end, or there is none."""
         return self._ended or self._has_no_body()

@@ -189,11 +189,13 @@ class Dispatcher:
             waiter.payload.timer.cancel()
 
     def _turn_away(self) -> None:
-        """Refuse at once everyone whose time will be up before the vendor can be called again."""
+        """Refuse at once who cannot be served in time, but not those for whom bookings are held."""
         now = asyncio.get_running_loop().time()
         latest = max(now + self._gate.wait(now), self._outlook.full.room_at)
+        booked = 0 if self._gate.wait(now) > 0 else len(self._bookings)
+        served = {id(self._line.nth(n)) for n in range(booked)}
         for waiter in self._line.waiters():
-            if waiter.payload.until >= latest:
+            if waiter.payload.until >= latest or id(waiter) in served:
                 continue
             refusal = self._outlook.hopeless(waiter.payload.cost, waiter.payload.until, now)
             if refusal is not None:
@@ -321,15 +323,13 @@ class Dispatcher:
             detail = f"the call costs more than vendor '{self.vendor}' ever allows at once"
             self._refuse(waiter, VendorQuota(f"{detail}: {cost}", limit=self.vendor))
         else:
-            self._refused(cost, verdict.retry_after, now)
+            self._refused(cost, self._quota.sooner(verdict.retry_after), now)
         return verdict, Payment(cost, verdict.at_us), (asked + now) / 2 + verdict.wait
 
     def _refused(self, cost: dict[str, int], wait: float, now: float) -> None:
-        """No send time within the horizon: who cannot wait that long goes, the others ask again then.
-
-        `wait` is when the question may succeed; the send time it would book is a horizon later. Pods
-        that were refused together ask again spread over a pace each, so as not to ask in step.
-        """
+        """No send time within the horizon: who cannot wait that long goes, the others ask again then,
+        the send time then being a horizon later. Pods that were refused together ask again spread over
+        a pace each, so as not to ask in step."""
         horizon, wait = self._quota.horizon, max(wait, SOONEST)
         spread = self._rng.uniform(0.0, (self._replicas - 1) * min(self._quota.interval, 1.0))
         self._outlook.full = Full(cost, now + wait + horizon, now + wait + min(spread, horizon))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
@@ -59,7 +59,7 @@ def store_of(
         when_down_for=without,
         group=policy.service.name,
         gates=[
-            Quota(name, settings, profile_named(settings.profile)).gate_key
+            Quota(name, settings, profile_named(settings.profile), now=_whenever).gate_key
             for name, settings in policy.vendors.items()
         ],
         replicas=policy.deploy.replicas,
@@ -76,9 +76,14 @@ def without_store(policy: Policy) -> dict[str, WhenDown]:
     for name, settings in policy.vendors.items():
         way = settings.when_down or ("share" if otherwise == "open" else otherwise)
         for model in ("", *settings.models):
-            quota = Quota(name, settings, profile_named(settings.profile), model)
+            quota = Quota(name, settings, profile_named(settings.profile), model, now=_whenever)
             ways |= dict.fromkeys(quota.names, way)
     return ways
+
+
+def _whenever() -> datetime:
+    """The names of limits and gates are the same on every day."""
+    return datetime.fromtimestamp(0, UTC)
 
 
 def pressure_of(policy: Policy, telemetry: Telemetry, now: Callable[[], datetime]) -> Pressure:
