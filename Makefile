@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check prove bench clean
+.PHONY: help up test check prove checkov bench inbound clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 14
@@ -27,11 +27,17 @@ check: .venv/dev ## the fast inner loop: lint, types and the tests that need no 
 prove: .venv/dev ## run what the documents promise, beside controls that must fail; writes prove.json
 	$(BIN)/python -m bench.prove $(ARGS)
 
+checkov: .venv/dev ## scan the rendered manifests with checkov, in an environment of its own
+	@PYTHON=$(PYTHON) scripts/checkov
+
 bench: .venv/bench ## the limiter beside its peers; writes bench-core.json, fails when a bound is missed
 	$(BIN)/python -m bench.core $(ARGS)
 
+inbound: .venv/bench ## what the way in costs a request; writes bench-inbound.json, fails as bench does
+	$(BIN)/python -m bench.inbound $(ARGS)
+
 clean: ## remove everything that was made
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .headworks prove.json bench-core.json
+	rm -rf .venv .venv-checkov .mypy_cache .ruff_cache .pytest_cache .hypothesis .headworks prove.json bench-*.json
 
 .venv/local: pyproject.toml scripts/venv
 	@PYTHON=$(PYTHON) scripts/venv local

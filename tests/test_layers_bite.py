@@ -24,8 +24,10 @@ from headworks.admission.slots import Slot, Slots
 from headworks.admission.waiting import Waiting
 from headworks.caller import Caller
 from headworks.current import Criticality
+from headworks.fairness import KnownRefusals
 from headworks.fairness import gate as fairness_gate
 from headworks.fairness.gate import Fairness
+from headworks.fairness.limits import Asked
 from headworks.health import Probes
 from headworks.health.readiness import Health
 from headworks.identity import Identifier
@@ -131,22 +133,30 @@ def limits_one_by_one(patch: Patch) -> None:
     """Layer 4 asks one limit after the other, as everybody else does."""
     ask = Fairness._ask
 
-    async def each(self: Fairness, ticket: Any, asks: tuple[Any, ...], shadow: Any) -> None:
-        for one in asks:
-            await ask(self, ticket, (one,))
+    async def each(self: Fairness, ticket: Any, asked: Asked, criticality: Any) -> Any:
+        for one in asked.asks:
+            if refused := await ask(self, ticket, Asked.of((one,), ()), criticality):
+                return refused
+        return None
 
     patch.setattr(Fairness, "_ask", each)
+
+
+def no_memory_of_refusals(patch: Patch) -> None:
+    """Layer 4 refuses inside only, whatever it knows."""
+    patch.setattr(KnownRefusals, "_ours", lambda self, scope: False)
 
 
 def identity_believed(patch: Patch) -> None:
     """Any key that is sent counts as somebody."""
     resolve = Identifier.resolve
 
-    async def believing(self: Identifier, scope: Any, callers: Any) -> Any:
+    async def believing(self: Identifier, scope: Any, callers: Any = None) -> Any:
         found = await resolve(self, scope, callers)
         key = dict(scope["headers"]).get(b"x-api-key", b"").decode()
         return found if found.known else type(found)(**{**_fields(found), "user": key, "tenant": key})
 
+    patch.setattr(Identifier, "seen", lambda self, scope, callers: None)
     patch.setattr(Identifier, "resolve", believing)
 
 
@@ -233,6 +243,7 @@ ROWS = [
         limits_one_by_one,
         scenarios.a_refusal_by_the_endpoint_burns_nothing_of_the_user,
     ),
+    Row("4 known refusals", no_memory_of_refusals, scenarios.a_flooder_is_told_so_by_a_full_pod),
     Row("4 identity", identity_believed, scenarios.invented_keys_gain_nothing),
     Row("4 translator", no_translation, scenarios.an_sdks_refusal_becomes_the_right_answer),
     Row("5 limiter", no_limiter, scenarios.the_vendors_quota_is_used_up_and_never_exceeded),

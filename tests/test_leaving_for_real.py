@@ -192,7 +192,7 @@ async def test_two_hundred_who_leave_at_random_moments_leave_nothing_behind(http
         await until(lambda: pod.held() == (0, 0, 0, 0, 0))
         await until(lambda: vendor.open == 0)
         assert loop.time() - began < 20.0, "nothing had to wait for an answer"
-        assert vendor.calls == vendor.aborted > 20
+        assert vendor.calls == vendor.aborted > 0
         await until(lambda: pod.works._reaper.statistics().waiting == 0)
         await asyncio.sleep(0.1)
         after = {task.get_coro().__qualname__ for task in asyncio.all_tasks()}  # type: ignore[union-attr]

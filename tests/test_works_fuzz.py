@@ -41,7 +41,11 @@ def protected() -> Service:
     async def resolve(key: str) -> Caller | None:
         return Caller("pro", f"tenant of {key}") if key.startswith("known") else None
 
-    policy = {"fairness": FAIRNESS, "admission": {"max_in_flight": 1000}}
+    policy = {
+        "service": {"name": "svc", "deadline_header": "X-Request-Timeout", "trust": ["10.0.0.0/8"]},
+        "fairness": FAIRNESS,
+        "admission": {"max_in_flight": 1000, "criticality_header": "X-Request-Criticality"},
+    }
     return Service(app, policy, resolve=resolve)
 
 
@@ -86,10 +90,17 @@ NAMES = st.sampled_from(
         b"host",
         b"origin",
         b"access-control-request-method",
+        b"x-request-timeout",
+        b"x-request-criticality",
     ]
 )
 HEADERS = st.lists(
-    st.tuples(NAMES, st.one_of(st.binary(max_size=400), st.sampled_from([b"k", b"known-\xc3\xa9"]))),
+    st.tuples(
+        NAMES,
+        st.one_of(
+            st.binary(max_size=400), st.sampled_from([b"k", b"known-\xc3\xa9", b"2.5", b"critical"])
+        ),
+    ),
     max_size=6,
 )
 PATHS = st.one_of(

@@ -108,6 +108,8 @@ async def test_everything_of_fairness_may_change(tmp_path: Path) -> None:
     file = written(tmp_path / "headworks.toml")
     async with running(file) as made:
         assert "tier:free" in await made.left(key="secret-key-number-two")
+        async with made.client() as client:
+            assert (await client.get("/metrics")).status_code == 404, "metrics are for those inside"
         written(
             file,
             """
@@ -131,6 +133,7 @@ async def test_everything_of_fairness_may_change(tmp_path: Path) -> None:
                 answer = await client.get("/hello", headers={"X-Forwarded-For": f"198.51.100.{n}"})
                 assert answer.status_code == 200
             assert "ratelimit" not in (await client.get("/other")).headers
+            assert (await client.get("/metrics")).status_code == 200
         ((_, detail),) = made.changes()
         assert "fairness.keys" in detail
         assert "secret" not in detail

@@ -96,7 +96,7 @@ def main() -> int:
     found = lines(book, KEPT)
     written(options.out, book, found, time.perf_counter() - began)
     if options.page:
-        page.put(options.page, found)
+        page.put(options.page, found, "bench.core")
     console.print(figures(book))
     console.print(verdicts(found))
     return 0 if all(line.reached for line in found) else 1

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from bench.core.must import Line
 
-BEGIN, END = "<!-- bench.core: begin -->", "<!-- bench.core: end -->"
-
 
 def block(lines: Iterable[Line]) -> str:
     """A Markdown table."""
@@ -22,11 +20,17 @@ def block(lines: Iterable[Line]) -> str:
     return "\n".join(rows)
 
 
-def put(path: Path, lines: Iterable[Line]) -> None:
-    """Replace what stands between the markers; `ValueError` when the page has none."""
+def markers(bench: str) -> tuple[str, str]:
+    """What a benchmark's lines stand between."""
+    return f"<!-- {bench}: begin -->", f"<!-- {bench}: end -->"
+
+
+def put(path: Path, lines: Iterable[Line], bench: str) -> None:
+    """Replace what stands between a benchmark's markers; `ValueError` when the page has none."""
+    first, last = markers(bench)
     text = path.read_text("utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"{path} has no place for the figures: {BEGIN} … {END}")
-    path.write_text(f"{before}{BEGIN}\n{block(lines)}\n{END}{after}", "utf-8")
+        raise ValueError(f"{path} has no place for the figures: {first} … {last}")
+    path.write_text(f"{before}{first}\n{block(lines)}\n{last}{after}", "utf-8")

@@ -1,7 +1,7 @@
 """`python -m bench.inbound`: what the way in costs, beside the bare application, floors and peers.
 
-Starts Valkey and one process per application, loads them in turn, round after round, prints one table and
-the lines to be reached, and writes JSON. Exit status: 0 all lines reached, 1 some missed.
+Starts Valkey and one process per application, loads them in turn, round after round, prints one table
+and the lines to be reached, and writes JSON. Exit status: 0 all lines reached, 1 some missed.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ async def _case(
 
 def lines(book: Book) -> list[Line]:
     """Every line to be reached."""
-    found = []
+    found: list[Line] = []
     for collector in COLLECTORS:
         admitted, asked, denied = (f"{case.name}, collector {collector}" for case in CASES)
         peers = [r for p in PEERS if (r := book.ratio(admitted, p, BARE, "rate")) is not None]
@@ -152,26 +152,18 @@ def lines(book: Book) -> list[Line]:
         later = f"peers {min(late):.1f} to {max(late):.1f}" if late else ""
         refused = [r for p in PEERS if (r := book.ratio(denied, p, BARE, "rate")) is not None]
         best = f"best peer {max(refused):.2f}" if refused else ""
-        for claim, ours, sign, bound, note in (
-            (
-                f"{admitted}: requests/s × bare",
-                book.ratio(admitted, OURS, BARE, "rate"),
-                ">=",
-                0.75,
-                beside,
-            ),
-            (f"{admitted}: p99 × bare", book.ratio(admitted, OURS, BARE, "p99_us"), "<=", 2.5, later),
-            (f"{asked}: requests/s × bare", book.ratio(asked, OURS, BARE, "rate"), ">=", 1.8, ""),
-            (f"{denied}: requests/s × bare", book.ratio(denied, OURS, BARE, "rate"), ">=", 2.5, best),
-            (
-                f"{admitted}: round trips per request",
-                book.median(admitted, OURS, "trips"),
-                "<=",
-                0.1,
-                "",
-            ),
-        ):
-            found.append(Line(claim, ours, sign, bound, note))
+
+        def times(case: str, metric: str) -> float | None:
+            return book.ratio(case, OURS, BARE, metric)
+
+        trips = book.median(admitted, OURS, "trips")
+        found += [
+            Line(f"{admitted}: requests/s × bare", times(admitted, "rate"), ">=", 0.75, beside),
+            Line(f"{admitted}: p99 × bare", times(admitted, "p99_us"), "<=", 2.5, later),
+            Line(f"{asked}: requests/s × bare", times(asked, "rate"), ">=", 1.8),
+            Line(f"{denied}: requests/s × bare", times(denied, "rate"), ">=", 2.5, best),
+            Line(f"{admitted}: round trips per request", trips, "<=", 0.1),
+        ]
         wrong = [book.worst(case, OURS, "strange") for case in (admitted, asked, denied)]
         worst = None if None in wrong else max(value for value in wrong if value is not None)
         found.append(Line(f"collector {collector}: answers of another status", worst, "==", 0))
@@ -223,7 +215,7 @@ def main() -> int:
         json.dumps({"ran": ran, "must": must, "cases": book.as_json()}, indent=1) + "\n"
     )
     if options.page:
-        page.put(options.page, found)
+        page.put(options.page, found, "bench.inbound")
     console.print(figures(book))
     console.print(verdicts(found))
     return 0 if all(line.reached for line in found) else 1

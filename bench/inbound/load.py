@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from statistics import quantiles
 from typing import Any
@@ -79,7 +80,7 @@ async def driven(port: int, requests: Sequence[Sequence[bytes]], seconds: float)
     loop = asyncio.get_running_loop()
     began = time.perf_counter()
     connections = [
-        (await loop.create_connection(lambda sent=sent: _Connection(sent), "127.0.0.1", port))[1]
+        (await loop.create_connection(partial(_Connection, sent), "127.0.0.1", port))[1]
         for sent in requests
     ]
     await asyncio.sleep(seconds)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headworks.errors import HeadworksError, PolicyError, Refused
-from headworks.identity import Caller
 
 if TYPE_CHECKING:
+    from headworks.identity import Caller
     from headworks.works import Headworks
 
 __all__ = ["Caller", "Headworks", "HeadworksError", "PolicyError", "Refused"]
@@ -19,4 +19,8 @@ def __getattr__(name: str) -> object:
         from headworks.works import Headworks
 
         return Headworks
+    if name == "Caller":
+        from headworks.identity import Caller
+
+        return Caller
     raise AttributeError(f"module 'headworks' has no attribute {name!r}")

@@ -42,28 +42,48 @@ def client_address(scope: Scope, trust: Iterable[Network]) -> str:
     the other on as it came, so where both are there and name two clients, neither is believed, and the
     request is counted by the peer; so is one whose `Forwarded` is malformed, anywhere.
     """
+    return _client(scope, trust)[0]
+
+
+def client_within(scope: Scope, trust: Iterable[Network]) -> bool:
+    """Whether the client itself is within these networks: every hop is, and nothing that was forwarded
+    left any doubt of it. Whoever is counted by the peer for want of anything better is not."""
+    networks = tuple(trust)
+    address, sure = _client(scope, networks)
+    if not sure or address == NOWHERE:
+        return False
+    first = ipaddress.ip_network(address).network_address  # of IPv6, the /64 that a client is counted by
+    return _trusted(first, networks)
+
+
+def _client(scope: Scope, trust: Iterable[Network]) -> tuple[str, bool]:
+    """The address, and whether what was forwarded was read to its end and spoke with one voice."""
     client = scope.get("client")
     peer = _parse(client[0]) if client else None
     if peer is None:
-        return NOWHERE
+        return NOWHERE, False
     networks = tuple(trust)
     if not _trusted(peer, networks):
-        return _counted(peer)
+        return _counted(peer), True
     walks = [_x_forwarded_for(scope), _forwarded(scope)]
-    found = {_counted(_walk(peer, hops, networks)) for hops in walks if hops is not None}
-    return found.pop() if len(found) == 1 else _counted(peer)
+    ends = [_walk(peer, hops, networks) for hops in walks if hops is not None]
+    found = {_counted(address) for address, _ in ends}
+    if len(found) > 1:
+        return _counted(peer), False
+    return found.pop() if found else _counted(peer), all(sure for _, sure in ends)
 
 
-def _walk(peer: Address, hops: Iterable[str], networks: tuple[Network, ...]) -> Address:
+def _walk(peer: Address, hops: Iterable[str], networks: tuple[Network, ...]) -> tuple[Address, bool]:
+    """Where the walk ends, and whether at an address that it was to end at."""
     address = peer
     for hop in hops:
         found = _parse(hop)
         if found is None:
-            break
+            return address, False
         address = found
         if not _trusted(address, networks):
             break
-    return address
+    return address, True
 
 
 def _counted(address: Address) -> str:
@@ -94,7 +114,7 @@ def _from_the_right(rest: str) -> Iterator[str]:
 
 
 def _forwarded(scope: Scope) -> list[str] | None:
-    """What `Forwarded` names, nearest hop first; no hop at all where any of it is malformed.
+    """What `Forwarded` names, nearest hop first; one that is no address where any of it is malformed.
 
     It is read from the left: only so can a quote that a client opens not hide what a proxy appended.
     """
@@ -108,7 +128,7 @@ def _forwarded(scope: Scope) -> list[str] | None:
         if piece["name"] is not None:
             name = piece["name"].lower()
             if name in pairs:
-                return []
+                return [""]
             quoted = piece["quoted"]
             pairs[name] = piece["bare"] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
         at = piece.end()
@@ -119,7 +139,7 @@ def _forwarded(scope: Scope) -> list[str] | None:
             pairs = {}
         if not piece["end"]:
             return hops[: -MAX_HOPS - 1 : -1]
-    return []
+    return [""]
 
 
 def _parse(text: str) -> Address | None:

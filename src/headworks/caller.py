@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import Context
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from headworks.errors import CallerLeft
 
@@ -22,6 +22,12 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
 GONE: Final = "http.disconnect"
+
+
+class Wait(Protocol):
+    """Something that ends at a time of the loop's clock, such as an `asyncio.Timeout`."""
+
+    def reschedule(self, when: float, /) -> None: ...
 
 
 class Caller:
@@ -34,26 +40,43 @@ class Caller:
 
     The one message that a request without a body has is read ahead, and kept for the application.
 
+    budget  what bounds the whole request
     source  the server's `receive`, or who stands in for it
     """
 
-    # Of most callers nothing of this is ever needed: defaults cost a request nothing.
-    budget: asyncio.Timeout | None = None
-    seen_leaving = False
-    _ended = _over = False
-    _bodiless: bool | None = None
-    _kept: Message | None = None
-    _readers = 0
-    _listener: asyncio.Task[Message] | None = None
-    _waits: set[asyncio.Timeout] | None = None
+    __slots__ = (
+        "_bodiless",
+        "_ended",
+        "_kept",
+        "_listener",
+        "_over",
+        "_readers",
+        "_scope",
+        "_waits",
+        "budget",
+        "seen_leaving",
+        "source",
+    )
 
     def __init__(self, scope: MutableMapping[str, Any], receive: Receive) -> None:
         self._scope, self.source = scope, receive
+        self.budget: Wait | None = None
+        self.seen_leaving = self._ended = self._over = False
+        self._bodiless: bool | None = None
+        self._kept: Message | None = None
+        self._readers = 0
+        self._listener: asyncio.Task[Message] | None = None
+        self._waits: set[Wait] | None = None
 
     @property
     def left(self) -> bool:
         """Seen leaving before its answer was complete; False again once it is."""
         return self.seen_leaving and not self._over
+
+    @property
+    def over(self) -> bool:
+        """Its answer is complete, or its request ended otherwise."""
+        return self._over
 
     @property
     def body_read(self) -> bool:
@@ -79,7 +102,7 @@ class Caller:
             if self._waits:
                 self._listen()
 
-    def watch(self, wait: asyncio.Timeout) -> None:
+    def watch(self, wait: Wait) -> None:
         """End `wait` when the caller leaves; raises `CallerLeft` when it has left already."""
         if self.left:
             raise CallerLeft
@@ -89,7 +112,7 @@ class Caller:
             self._waits.add(wait)
             self._listen()
 
-    def forget(self, wait: asyncio.Timeout) -> None:
+    def forget(self, wait: Wait) -> None:
         """Stop ending it; what is not watched any more is left alone."""
         if self._waits is not None:
             self._waits.discard(wait)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 
 from headworks.caller import Caller
@@ -29,6 +29,9 @@ class Criticality(IntEnum):
         return cls[name.upper()]
 
 
+Closer = Callable[[], Awaitable[None]]
+
+
 @dataclass(slots=True)
 class Current:
     """One request's standing.
@@ -42,8 +45,8 @@ class Current:
     caller       whoever asked, for who must not outlast it; None outside of HTTP requests
     lasting      seconds from the request's arrival that an answer may last once it has begun, where its
                  route says so; None: to the deadline
-    closers      asynchronous closers of whatever it opened and did not close (vendor streams),
-                 run once when the request ends
+    opened       asynchronous closers of whatever it opened and did not close (vendor streams),
+                 run once when the request ends; None: nothing yet
     """
 
     deadline: float = math.inf
@@ -54,7 +57,14 @@ class Current:
     route: str = ""
     caller: Caller | None = None
     lasting: float | None = None
-    closers: set[Callable[[], Awaitable[None]]] = field(default_factory=set)
+    opened: set[Closer] | None = None
+
+    @property
+    def closers(self) -> set[Closer]:
+        """What there is in `opened`, for who puts it there."""
+        if self.opened is None:
+            self.opened = set()
+        return self.opened
 
     def rank(self, own: Criticality, *, known: bool) -> None:
         """Stand in the class of the request's identity, or in the stated one.

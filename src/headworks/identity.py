@@ -106,10 +106,14 @@ class Callers:
         self.header = header.lower().encode("latin-1")
         self.tiers, self.default_tier = dict(tiers), default_tier
         self.trust, self.ttl, self.size = tuple(trust), ttl, size
-        self.table = {
-            digest: self.somebody(digest, caller if isinstance(caller, Caller) else Caller(caller))
-            for digest, caller in ((digest_of(key.encode()), c) for key, c in (keys or {}).items())
-        }
+        self.table: dict[str, Identity] = {}
+        self._as_sent: dict[bytes, Identity] = {}
+        for key, caller in (keys or {}).items():
+            sent, digest = key.encode(), digest_of(key.encode())
+            caller = caller if isinstance(caller, Caller) else Caller(caller)
+            self.table[digest] = self.somebody(digest, caller)
+            if _readable(sent) == sent:  # the policy has it in the clear: nothing is given away
+                self._as_sent[sent] = self.table[digest]
 
     def somebody(self, digest: str, caller: Caller) -> Identity:
         """The owner of a known key; a tier the policy does not have is the default one."""
@@ -123,17 +127,37 @@ class Callers:
         user, rank = f"ip:{client_address(scope, self.trust)}", self.tiers[self.default_tier]
         return Identity(user, user, self.default_tier, rank.criticality, rank.weight, False)
 
+    def at_once(self, scope: Scope) -> Identity | None:
+        """The owner of a key that stands in the policy's table just as it was sent: no digest is
+        needed to find it. None says nothing."""
+        sent = self._sent(scope)
+        return None if sent is None else self._as_sent.get(sent)
+
     def key(self, scope: Scope) -> bytes | None:
         """The key as sent; None when absent, sent twice, too long, or no printable UTF-8."""
-        sent = [value for name, value in scope.get("headers", ()) if name == self.header]
-        key = sent[0].strip() if len(sent) == 1 else b""
-        if not 0 < len(key) <= MAX_KEY:
-            return None
-        try:
-            printable = key.decode().isprintable()
-        except UnicodeDecodeError:
-            return None
-        return key if printable else None
+        sent = self._sent(scope)
+        return None if sent is None else _readable(sent)
+
+    def _sent(self, scope: Scope) -> bytes | None:
+        """The header's value; None when there are none or several."""
+        found, wanted = None, self.header
+        for name, value in scope.get("headers", ()):
+            if name == wanted:
+                if found is not None:
+                    return None
+                found = value
+        return found
+
+
+def _readable(sent: bytes) -> bytes | None:
+    key = sent.strip()
+    if not 0 < len(key) <= MAX_KEY:
+        return None
+    try:
+        printable = key.decode().isprintable()
+    except UnicodeDecodeError:
+        return None
+    return key if printable else None
 
 
 class _Entry:
@@ -201,6 +225,10 @@ class Identifier:
     def identify(self, scope: Scope) -> Identity:
         """The caller by what is known already, without waiting; a key not known yet is nobody's."""
         callers = self.callers
+        at_once = self.seen(scope, callers) or callers.at_once(scope)
+        if at_once is not None:
+            scope[_SEEN] = (callers, at_once)
+            return at_once
         key = callers.key(scope)
         if key is None:
             identity, sure = callers.nobody(scope), True
@@ -216,6 +244,11 @@ class Identifier:
             scope[_SEEN] = (callers, identity)
         return identity
 
+    def seen(self, scope: Scope, callers: Callers) -> Identity | None:
+        """Whom `identify` was sure of in this request, by these `callers`; None where it was not."""
+        seen = scope.get(_SEEN)
+        return seen[1] if seen is not None and seen[0] is callers else None
+
     async def resolve(self, scope: Scope, callers: Callers | None = None) -> Identity:
         """The caller, asking the resolver where nothing is known. Many at once with one key ask once.
 
@@ -225,9 +258,9 @@ class Identifier:
         the default tier, counted by address. Never raises on account of the resolver.
         """
         callers = callers or self.callers
-        seen = scope.get(_SEEN)
-        if seen is not None and seen[0] is callers:
-            return seen[1]  # type: ignore[no-any-return]  # what `identify` left there
+        seen = self.seen(scope, callers)
+        if seen is not None:
+            return seen
         key = callers.key(scope)
         if key is None:
             return callers.nobody(scope)

@@ -70,6 +70,9 @@ class Verdict(NamedTuple):
     @property
     def tightest(self) -> LimitState | None:
         """The limit that decided: the refusing one that takes longest, else the fullest."""
-        if not self.limits:
-            return None
-        return max(self.limits, key=lambda s: (s.retry_after, -s.remaining / max(s.limit, 1)))
+        tightest, longest, fullest = None, 0.0, 0.0
+        for state in self.limits:
+            again, left = state.retry_after, state.remaining / (state.limit or 1)
+            if tightest is None or again > longest or (again == longest and left < fullest):
+                tightest, longest, fullest = state, again, left
+        return tightest

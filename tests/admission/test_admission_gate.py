@@ -295,3 +295,31 @@ def test_a_request_cancelled_anywhere_returns_its_place() -> None:
         await Slow(pods[-1].gate).run()
 
     assert cancel_at_every_await(scenario, snapshot=snapshot, around=around) >= 4
+
+
+def test_a_websocket_cancelled_at_any_await_gives_everything_back() -> None:
+    pods: list[Pod] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await asyncio.sleep(1)
+        await send({"type": "websocket.close", "code": 1000})
+
+    class Slow(Client):
+        async def _send(self, message: Any) -> None:
+            await asyncio.sleep(0.5)
+            await super()._send(message)
+
+    @asynccontextmanager
+    async def around() -> AsyncIterator[None]:
+        pods.append(Pod(app))
+        yield
+
+    def snapshot() -> object:
+        return pods[-1].now().websockets, pods[-1].now().running
+
+    async def scenario() -> None:
+        await Slow(pods[-1].gate, type="websocket").run()
+
+    assert cancel_at_every_await(scenario, snapshot=snapshot, around=around) >= 3

@@ -26,12 +26,17 @@ IDENTIFIER = Identifier(
 
 
 def stands(
-    *classes: bytes, peer: str | None = INSIDE, key: str | None = None, forwarded: str | None = None
+    *classes: bytes,
+    peer: str | None = INSIDE,
+    key: str | None = None,
+    forwarded: str | None = None,
+    newer: str | None = None,
 ) -> Criticality:
     """The class in which a request with these headers stands."""
     headers = [(b"x-class", value) for value in classes]
     headers += [(b"x-key", key.encode())] if key else []
     headers += [(b"x-forwarded-for", forwarded.encode())] if forwarded else []
+    headers += [(b"forwarded", newer.encode())] if newer else []
     scope: dict[str, Any] = {"type": "http", "headers": headers, "client": (peer, 1) if peer else None}
     identity = IDENTIFIER.identify(scope)
     current = Current(stated=STATED.of(scope, TRUST))
@@ -69,6 +74,25 @@ def test_from_anybody_else_the_header_is_not_looked_at(peer: str | None, forward
     """Not from outside, not from outside through the gateway, not with an invented chain."""
     assert stands(b"critical", peer=peer, forwarded=forwarded) is Criticality.SHEDDABLE
     assert stands(b"background", peer=peer, forwarded=forwarded) is Criticality.SHEDDABLE
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "newer"),
+    [
+        (OUTSIDE, "x"),
+        (OUTSIDE, f"for={INSIDE}"),
+        (None, "for=;;"),
+        (f"{OUTSIDE}, unknown", None),
+        (None, "for=_hidden"),
+        (INSIDE, f"for={GATEWAY}"),
+    ],
+)
+def test_a_chain_that_leaves_a_doubt_is_not_taken_for_the_gateways_own_word(
+    forwarded: str | None, newer: str | None
+) -> None:
+    """Such a request is counted by the gateway's address, which is trusted: nobody may gain by that."""
+    stated = stands(b"critical", peer=GATEWAY, forwarded=forwarded, newer=newer)
+    assert stated is Criticality.SHEDDABLE
 
 
 def test_an_inner_caller_through_the_gateway_is_believed() -> None:

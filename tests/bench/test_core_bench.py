@@ -104,8 +104,9 @@ def test_the_tables_show_every_contestant_and_every_line() -> None:
 
 def test_a_page_takes_the_lines_between_its_markers(tmp_path: Path) -> None:
     target = tmp_path / "page.md"
-    target.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
-    page.put(target, [Line("fast", 5.0, ">=", 4)])
+    begin, end = page.markers("bench.core")
+    target.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    page.put(target, [Line("fast", 5.0, ">=", 4)], "bench.core")
     assert "| fast | 5 | >= 4 | reached |" in target.read_text()
     assert "old" not in target.read_text()
     assert target.read_text().startswith("before\n")
@@ -116,7 +117,7 @@ def test_a_page_without_markers_is_refused(tmp_path: Path) -> None:
     target = tmp_path / "page.md"
     target.write_text("no place")
     with pytest.raises(ValueError, match="no place for the figures"):
-        page.put(target, [])
+        page.put(target, [], "bench.core")
 
 
 @pytest.mark.real

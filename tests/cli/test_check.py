@@ -28,6 +28,16 @@ def test_a_sound_policy_exits_0_and_shows_how_each_quota_is_kept() -> None:
     assert "remedy" not in result.stdout
 
 
+def test_a_quota_per_day_is_shown_as_it_is_kept() -> None:
+    quota = {"HEADWORKS_VENDORS__LLM__QUOTA": '["500/min", "10000/day"]'}
+    assert "10000/d  bucket (inferred)" in run(str(SHIPPED), **quota).stdout
+    found = run(str(SHIPPED), **quota, HEADWORKS_VENDORS__LLM__DAY="America/Los_Angeles").stdout
+    assert "10000/d  calendar day (policy)  0.116/s  10000  100.00%" in found
+    assert "remedy" not in found, "a day's quota is no pace: no law takes it for one"
+    wrong = run(str(SHIPPED), HEADWORKS_VENDORS__LLM__DAY="Pacific").stderr
+    assert "vendors.llm.day: 'Pacific' is no time zone; write \"UTC\"" in wrong
+
+
 def test_a_broken_law_exits_1_and_names_arithmetic_and_remedy() -> None:
     result = run(str(BROKEN / "sla-below-call.toml"))
     assert result.exit_code == 1

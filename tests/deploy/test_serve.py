@@ -167,6 +167,17 @@ def test_probes_and_metrics_have_a_port_of_their_own(place: Path) -> None:
                 ask(port, "/ready")
 
 
+def test_the_policy_says_on_which_address_probes_are_answered(place: Path) -> None:
+    (port,) = free_ports("127.0.0.2", 1, random.Random())
+    policy = place / "headworks.toml"
+    policy.write_text(policy.read_text() + f'[management]\nhost = "127.0.0.2"\nport = {port}\n')
+    with pod(place, managed=True):
+        with urllib.request.urlopen(f"http://127.0.0.2:{port}/health", timeout=5) as reply:
+            assert reply.status == 200
+        with pytest.raises(urllib.error.URLError, match="refused"):
+            ask(port, "/health")
+
+
 def test_one_port_is_not_for_both(place: Path) -> None:
     said = refused(place, "--port", "9000", managed=True)
     assert said == (

@@ -55,9 +55,9 @@ def test_uvicorn_takes_every_one_of_them() -> None:
 @pytest.mark.parametrize(
     ("soft", "hard", "then", "backstop"),
     [
-        (1_024, resource.RLIM_INFINITY, 10_328, 10_200),
-        (1_024, 1_024, 1_024, 896),
-        (1_024, 4_096, 4_096, 3_968),
+        (1_024, resource.RLIM_INFINITY, 65_536, 10_200),
+        (1_024, 1_024, 1_024, 640),
+        (1_024, 4_096, 4_096, 3_712),
         (resource.RLIM_INFINITY, resource.RLIM_INFINITY, resource.RLIM_INFINITY, 10_200),
         (50_000, 50_000, 50_000, 10_200),
     ],

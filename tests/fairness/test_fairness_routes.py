@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from fastapi import APIRouter, FastAPI
 from starlette.applications import Starlette
+from starlette.endpoints import HTTPEndpoint
 from starlette.responses import PlainTextResponse
-from starlette.routing import Host, Mount, Route, Router, WebSocketRoute
+from starlette.routing import Host, Match, Mount, Route, Router, WebSocketRoute
 from starlette.testclient import TestClient
 
+from headworks.fairness import routes as routes_module
 from headworks.fairness.routes import Routes, cost, limit
 from headworks.policy.units import Rate
 
@@ -126,6 +128,69 @@ def test_of_many_routes_only_those_that_may_match_are_looked_at() -> None:
     app = Starlette(routes=[Looked(f"/r{number}/{{item}}", ok) for number in range(645)])
     assert template(Routes(app), "/r600/x") == "/r600/{item}"
     assert looks == 1
+
+
+def test_a_route_without_parameters_is_looked_for_once() -> None:
+    """Per method and path, until a route is added; one with parameters each time."""
+    looks: list[str] = []
+
+    class Table(list[Any]):
+        def __iter__(self) -> Any:
+            looks.append("read")
+            return super().__iter__()
+
+    app = service()
+    routes = Routes(app)
+    table = routes._current()
+    table._by_first = {first: Table(places) for first, places in table._by_first.items()}
+    for _ in range(3):
+        assert template(routes, "/users/me") == "/users/me"
+        assert template(routes, "/a/items") == "/a/items"
+        assert template(routes, "/a/items", "POST") == "/a/items"
+    assert len(looks) == 3
+    for _ in range(3):
+        assert template(routes, "/users/ann") == "/users/{name}"
+        assert template(routes, "/a/items", "DELETE") == "/a/items", "a 405 is not remembered"
+    assert len(looks) == 9
+    app.router.routes[:] = [r for r in app.routes if getattr(r, "path", "") != "/users/me"]
+    assert template(routes, "/users/me") == "/users/{name}"
+
+
+def test_what_depends_on_more_than_method_and_path_is_looked_for_each_time() -> None:
+    """A host, or a route with a rule of its own, in front of the route that was found before."""
+
+    class Canary(Route):
+        def matches(self, scope: Any) -> Any:
+            wanted = (b"x-canary", b"1") in scope["headers"]
+            return super().matches(scope) if wanted else (Match.NONE, {})
+
+    app = Starlette(
+        routes=[
+            Host("api.example", app=Router([Route("/x", ok), Mount("/y", routes=[Route("/z", ok)])])),
+            Canary("/{anything}", ok),
+            Route("/x", ok),
+            Route("/w", ok),
+        ]
+    )
+    routes = Routes(app)
+    for _ in range(2):
+        assert template(routes, "/x") == "/x"
+        assert template(routes, "/w", host="api.example") is None
+        assert template(routes, "/w") == "/w"
+        canary = scope("/w")
+        canary["headers"].append((b"x-canary", b"1"))
+        found = routes.find(canary)
+        assert found is not None
+        assert found.template == "/{anything}"
+
+
+def test_what_is_remembered_of_routes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods are the callers' own."""
+    monkeypatch.setattr(routes_module, "REMEMBERED", 3)
+    routes = Routes(Starlette(routes=[Route("/x", ok, methods=None), Route("/y", HTTPEndpoint)]))
+    for number in range(20):
+        assert template(routes, "/y", f"M{number}") == "/y"
+    assert len(routes._current()._known) <= 3
 
 
 def test_a_root_path_is_not_part_of_the_template() -> None:

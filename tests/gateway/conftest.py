@@ -1,8 +1,9 @@
-"""A real nginx with a rendered policy, in front of pods that live in the test's own event loop."""
+"""A real gateway with a rendered policy, in front of pods that live in the test's own event loop."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -12,8 +13,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from headworks.gateway import nginx
-from headworks.local.parts import LOOPBACK, nginx_binary
+from headworks.gateway.shares import Address
+from headworks.local.gateways import GATEWAYS, Gateway
+from headworks.local.parts import LOOPBACK
 from headworks.local.probe import free_ports, http_status, wait_until
 from headworks.policy.load import parse
 from headworks.policy.settings import Policy
@@ -23,12 +25,15 @@ class Pod:
     """A pod that says it is ready or not, records what it gets, and can be slow, broken or gone."""
 
     def __init__(self, name: str, port: int) -> None:
-        self.name, self.address = name, nginx.Address(LOOPBACK, port)
+        self.name, self.address = name, Address(LOOPBACK, port)
         self.ready = True
         self.breaks = False
         self.gate, self.last = asyncio.Event(), asyncio.Event()
         self.gate.set()
         self.requests: list[tuple[str, dict[str, str]]] = []
+        self.said_no = 0
+        self.sent_after: list[int] = []
+        """For each request that came after it had said no: how often it had said so."""
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
 
@@ -60,10 +65,13 @@ class Pod:
         }
         await reader.readexactly(int(headers.get("content-length", 0)))
         if path == "/ready":
+            self.said_no += not self.ready
             status = "200 OK" if self.ready else "503 Service Unavailable"
             writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
             return True
         self.requests.append((f"{method} {path}", headers))
+        if self.said_no:
+            self.sent_after.append(self.said_no)
         if self.breaks:
             return False
         if path == "/stream":
@@ -82,9 +90,20 @@ class Pod:
 class Edge:
     """A running gateway: its address, its pods, and clients on many loopback addresses."""
 
-    def __init__(self, port: int, pods: list[Pod], stack: AsyncExitStack) -> None:
-        self.port, self.pods, self._stack = port, pods, stack
+    def __init__(self, product: Gateway, port: int, pods: list[Pod], stack: AsyncExitStack) -> None:
+        self.product, self.port, self.pods, self._stack = product, port, pods, stack
         self._clients: dict[str, httpx2.AsyncClient] = {}
+        self.folder, self.pid = Path(), 0
+
+    def render(self, policy: Policy, pods: list[Pod] | None = None) -> None:
+        """Write the gateway's files for this policy and these pods, or all."""
+        addresses = [pod.address for pod in (self.pods if pods is None else pods)]
+        self.product.write(policy, addresses, self.folder, self.port, LOOPBACK)
+
+    def take_over(self, policy: Policy) -> None:
+        """Let the running gateway take over another policy."""
+        self.render(policy)
+        self.product.take_over(self.pid)
 
     async def client(self, address: str = "127.0.0.9") -> httpx2.AsyncClient:
         """A client whose connections come from `address`."""
@@ -98,7 +117,7 @@ class Edge:
         return self._clients[address]
 
     async def health(self) -> int:
-        return await http_status(LOOPBACK, self.port, nginx.HEALTH)
+        return await http_status(LOOPBACK, self.port, self.product.health)
 
 
 OpenEdge = Callable[..., Any]
@@ -117,9 +136,13 @@ def policy_with(**gateway: object) -> Policy:
     )
 
 
-@pytest.fixture
-def open_edge(tmp_path: Path) -> OpenEdge:
-    """`async with open_edge(pods=2, per_ip_rate="10/s") as edge:` is a running gateway."""
+@pytest.fixture(params=["nginx"])
+def open_edge(request: pytest.FixtureRequest, tmp_path: Path) -> OpenEdge:
+    """`async with open_edge(pods=2, per_ip_rate="10/s") as edge:` is a running gateway.
+
+    Tests that hold for Envoy, too, say so: `@on_both`.
+    """
+    product = GATEWAYS[request.param]
 
     @asynccontextmanager
     async def opened(pods: int = 1, **gateway: object) -> AsyncIterator[Edge]:
@@ -129,11 +152,12 @@ def open_edge(tmp_path: Path) -> OpenEdge:
             for pod in running:
                 await pod.start()
                 stack.callback(pod.kill)
-            await _nginx(tmp_path, policy_with(**gateway), running, port, stack)
-            edge = Edge(port, running, stack)
-            assert await wait_until(lambda: _is(edge.health, 200), timeout=5), "the gateway is not up"
+            edge = Edge(product, port, running, stack)
+            await _run(edge, tmp_path, policy_with(**gateway), stack)
+            assert await wait_until(lambda: _is(edge.health, 200), timeout=10), "the gateway is not up"
             yield edge
 
+    opened.product = product.name  # type: ignore[attr-defined]  # for tests whose bounds differ
     return opened
 
 
@@ -141,17 +165,16 @@ async def _is(ask: Callable[[], Any], wanted: int) -> bool:
     return bool(await ask() == wanted)
 
 
-async def _nginx(
-    folder: Path, policy: Policy, pods: list[Pod], port: int, stack: AsyncExitStack
-) -> None:
+async def _run(edge: Edge, folder: Path, policy: Policy, stack: AsyncExitStack) -> None:
     # nginx's workers run as nobody, who must get through to the prefix folder.
     for part in (folder, folder.parent, folder.parent.parent):
         part.chmod(0o711)
-    for name, text in nginx.render(policy, pods=[pod.address for pod in pods], port=port).items():
-        (folder / name).write_text(text)
-    process = await asyncio.create_subprocess_exec(
-        str(nginx_binary()), "-p", f"{folder}/", "-c", "nginx.conf", "-e", "stderr"
-    )
+    edge.folder = folder / "gateway"
+    edge.render(policy)
+    command = edge.product.command(edge.folder, os.environ, folder / "gateway.log")
+    with command.log.open("wb") as log:
+        process = await asyncio.create_subprocess_exec(*command.argv, stdout=log, stderr=log)
+    edge.pid = process.pid
 
     async def end() -> None:
         with suppress(ProcessLookupError):

@@ -60,9 +60,10 @@ def test_a_rate_is_whole_requests_per_second_or_else_per_minute(written: str, re
 @pytest.mark.parametrize(
     ("written", "rendered"),
     [
-        ("100/s", " burst=100 nodelay"),
+        ("100/s", " burst=99 nodelay"),
         ("100/s burst 5", " burst=4 nodelay"),
         ("100/s burst 1", " nodelay"),
+        ("1/s", " burst=1 nodelay"),
     ],
 )
 def test_a_burst_is_counted_beyond_the_first_request_and_never_queued(

@@ -154,6 +154,16 @@ async def test_a_port_in_use_is_named_with_what_would_help() -> None:
         await second.aclose()
 
 
+async def test_a_page_that_cannot_be_made_is_a_500_and_no_silence() -> None:
+    def broken() -> tuple[str, bytes]:
+        raise ZeroDivisionError
+
+    async with serving() as server:
+        server._pages._metrics = broken
+        assert await status(server.port, "/metrics") == 500
+        assert await status(server.port, "/health") == 200
+
+
 async def test_closing_lets_go_of_everybody() -> None:
     async with serving() as server:
         port = server.port

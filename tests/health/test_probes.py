@@ -44,7 +44,7 @@ async def probe(
         raise AssertionError("a probe receives nothing")
 
     pages = Pages(readiness, metrics=lambda: ("text/plain", b"numbers"))
-    probes = Probes(app, pages, allow=[ipaddress.ip_network("10.0.0.0/8")])
+    probes = Probes(app, pages, allow=lambda: [ipaddress.ip_network("10.0.0.0/8")])
     asked = {"type": "http", "path": path, "method": "GET", "headers": [], "client": client} | scope
     await probes(asked, receive, send)
     return sent[0]["status"], sent[1]["body"]

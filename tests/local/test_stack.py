@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -96,10 +97,10 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, *options: str) -> Iterator[Running]:
+def running(folder: Path, *options: str, policy: Path = TINY) -> Iterator[Running]:
     """A stack that answers; whatever is left of it at the end is killed."""
     port = free_ports("127.0.0.1", 1, random.Random())[0]
-    command = [sys.executable, "-m", "headworks", "up", "--policy", str(TINY), "--port", str(port)]
+    command = [sys.executable, "-m", "headworks", "up", "--policy", str(policy), "--port", str(port)]
     command += ["--state", str(folder / "state"), *options]
     errors = folder / "errors"
     with errors.open("w") as sink:
@@ -183,6 +184,34 @@ def test_a_stack_serves_survives_the_death_of_every_part_and_leaves_nothing_behi
         assert not [pid for pid, session in sessions().items() if session in leaders]
         assert stack.process.stdout is not None
         assert stack.process.stdout.read() == "", "stdout carries the one line and no more"
+
+
+@pytest.mark.parametrize("gateway", ["nginx", "envoy"])
+def test_a_changed_policy_is_taken_over_by_gateway_and_pods_without_a_lost_request(
+    folder: Path, gateway: str
+) -> None:
+    policy = folder / "headworks.toml"
+    policy.write_text(TINY.read_text())
+    shutil.copy(TINY.parent / "tiny_app.py", folder)
+    with running(folder, "--pods", "2", "--gateway", gateway, policy=policy) as stack:
+        pods = {stack.pid("pod-1"), stack.pid("pod-2")}
+
+        statuses: set[int] = set()
+
+        def asked_until(said: str) -> bool:
+            def heard() -> bool:
+                statuses.add(answer(f"{stack.url}/who", b"{}")[0])
+                return said in stack.errors.read_text()
+
+            return eventually(heard)
+
+        policy.write_text(TINY.read_text().replace('"5s"', '"never"'))
+        assert asked_until("the last one stays in force")
+        policy.write_text(TINY.read_text().replace("[gateway]", '[gateway]\nmax_body = "10B"'))
+        assert asked_until("every pod has the changed policy")
+        assert statuses == {200}
+        assert answer(f"{stack.url}/who", b"a" * 100)[0] == 413
+        assert not pods & {stack.pid("pod-1"), stack.pid("pod-2")}
 
 
 def test_a_child_that_hangs_is_killed_after_its_grace(folder: Path) -> None:

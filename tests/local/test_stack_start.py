@@ -26,6 +26,7 @@ def stack(folder: Path, said: list[str]) -> Stack:
         load(TINY, {"HEADWORKS_STORE__URL": "valkey://127.0.0.1"}),
         TINY,
         pods=1,
+        gateway="nginx",
         port=18_080,
         folder=folder / "state",
         keep=False,

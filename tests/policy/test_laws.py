@@ -12,7 +12,7 @@ from headworks.policy.load import parse
 
 SOUND: dict[str, Any] = {
     "schema": 1,
-    "service": {"name": "shop", "sla": "40s"},
+    "service": {"name": "shop", "sla": "40s", "trust": ["10.0.0.0/8"]},
     "gateway": {"total_rate": "500/s", "per_ip_rate": "50/s"},
     "admission": {"max_in_flight": 80},
     "store": {"url": "valkey://valkey"},
@@ -89,6 +89,21 @@ CASES = [
     (("fairness.endpoints./chat", "100/min"), "warning", "every tier is as tight", "99/min"),
     (("fairness.tiers.pro.tenant_rate", "100/min"), "warning", "leaves none of them", "101/min"),
     (("fairness.exempt", ["/chat"]), "warning", "asks no limits", []),
+    (("gateway.replicas", 21), "warning", "over gateway.replicas = 21 is less than one each", 10),
+    (("gateway.per_ip_connections", 4096), "error", "one address may use 4096", 20),
+    (("gateway.body_timeout", "31s"), "warning", "31s is longer than the whole upload", "30s"),
+    (("gateway.upload_timeout", "10s"), "warning", "1MiB within 10s is more than 64KiB", "16s"),
+    (("gateway.connect_timeout", "15s"), "warning", "3 attempts of 15s each take 45s", "7.5s"),
+    (
+        ("health.drain_delay", "300ms"),
+        "error",
+        "asks every 200ms: it sends to a pod that has gone",
+        "400ms",
+    ),
+    (("deploy.memory", "64MiB"), "warning", "80 bodies of gateway.max_body = 1MiB are 80MiB", "160MiB"),
+    (("service.trust", []), "warning", "all counted as one, the gateway", ["10.0.0.0/8"]),
+    (("deploy.max_replicas", 3), "error", "scales up to 3 pods, but deploy.replicas = 4", 4),
+    (("deploy.max_replicas", 51), "warning", "past what the contract can feed", 50),
 ]
 
 
@@ -120,9 +135,12 @@ def test_every_law_has_a_case_that_breaks_it() -> None:
 
     others: list[list[tuple[str, object]]] = [
         [(f"{LLM}.attempts", 3)],
-        [("admission.criticality_header", "X-Class")],
+        [("admission.criticality_header", "X-Class"), ("service.trust", None)],
+        [("gateway.mode", "shadow")],
         [(f"{LLM}.quota", "600/min burst 5")],
         [(f"{LLM}.quota", ["5/min"]), (f"{LLM}.share", 0.1)],
+        [("gateway.replicas", 11)],
+        [("deploy.store_image", "valkey:9"), ("store.url", "valkeys://cache.prod.example:6380")],
     ]
     cases = [[case[0]] for case in CASES] + others
     assert [law.__name__ for law in LAWS if not any(blame(law, *case) for case in cases)] == []
@@ -151,8 +169,9 @@ def test_many_more_slots_than_the_quota_fills_and_many_attempts_are_only_noted()
 
 def test_a_header_that_nobody_may_send_is_pointed_out() -> None:
     change = ("admission.criticality_header", "X-Class")
-    assert [f.path for f in found(change)] == ["admission.criticality_header"]
-    assert found(change, ("service.trust", ["10.0.0.0/8"])) == []
+    nobody = [f.path for f in found(change, ("service.trust", None))]
+    assert nobody == ["admission.criticality_header", "service.trust"]
+    assert found(change) == []
 
 
 def test_the_account_share_counts_as_the_quota() -> None:
@@ -169,3 +188,36 @@ def test_the_source_designs_smoothing_of_80_per_minute_starves_its_own_quota() -
     (finding,) = [f for f in found(*source) if f.severity != "note"]
     assert "10 pods × 80/min = 800/min, less than 2 × the quota of 500/min" in finding.message
     assert '"100/min" or more' in finding.remedy
+
+
+def test_gateways_that_ask_too_often_are_told_how_often_would_do() -> None:
+    many = [("gateway.replicas", 20), ("gateway.check_interval", "100ms")]
+    (finding,) = found(*many)
+    assert "200 checks a second" in finding.message
+    assert finding.remedy == 'gateway.check_interval = "400ms"'
+    assert found(many[0], ("gateway.check_interval", "400ms")) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("valkey://valkey:6379", None),
+        ("valkey://valkey.shop:6379", None),
+        ("valkey://valkey.shop.svc", None),
+        ("valkeys://valkey:6379", "names valkey"),
+        ("valkey+sentinel://a:1,b:2/main", "names a"),
+        ("valkey://cache.prod.example", "names cache.prod.example"),
+        ({"env": "STORE_URL"}, "a reference to another"),
+        (None, "there is no [store]"),
+    ],
+)
+def test_a_valkey_that_nobody_asks_is_not_run(url: object, asked: str | None) -> None:
+    image = ("deploy.store_image", "valkey:9")
+    broken = [f for f in found(image, ("store", url and {"url": url})) if f.path == image[0]]
+    assert [asked in f.message for f in broken if asked] == [True] * (asked is not None)
+
+
+def test_scaling_up_for_a_vendor_that_is_already_used_up_is_noted() -> None:
+    (note,) = found(("deploy.max_replicas", 10))
+    assert note.severity == "note"
+    assert "2 pods × 20 slots / 4s already fill the 600/min" in note.message

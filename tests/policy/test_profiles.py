@@ -21,7 +21,7 @@ def test_every_fact_of_a_profile_says_how_surely_it_is_known_and_from_where(name
     profile = profile_named(name)
     assert profile.name == name
     facts = {fact.partition(".")[0] for fact in profile.evidence}
-    assert {"mechanism", "refunds", "charges", "headers", "usage"} <= facts <= FIELDS
+    assert {"mechanism", "day", "refunds", "charges", "headers", "usage"} <= facts <= FIELDS
     for field in ("charges", "headers", "usage"):
         parts = {part.name for part in dataclasses.fields(getattr(profile, field))}
         assert {f"{field}.{part}" for part in parts} <= set(profile.evidence)
@@ -42,6 +42,8 @@ def test_an_unknown_profile_names_the_known_ones() -> None:
         ("azure-openai", "600/min", 10.0, 100),
         ("azure-openai", "3/min", 20.0, 1),
         ("azure-openai", "60000 tokens/min", 60.0, 60_000),
+        ("openai", "10000/d", 86400.0, 10_000),
+        ("azure-openai", "10000/d", 86400.0, 10_000),
         ("generic", "600/min", 60.0, 600),
         ("generic", "600/min burst 5", 60.0, 600),
         ("generic", "5/s", 1.0, 5),

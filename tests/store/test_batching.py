@@ -149,6 +149,24 @@ async def test_a_reply_that_cannot_be_read_fails_its_callers_and_nobody_else() -
     assert (await store.ask(one())).allowed
 
 
+@pytest.mark.real
+async def test_a_key_that_cannot_be_written_fails_alone_and_shifts_nobodys_answer(
+    own_server: Any,
+) -> None:
+    """Half a surrogate, as JSON can hold it. A reply that is waited for but never asked for would go to
+    the next caller, whose own would go to the one after."""
+    store, single = ValkeyStore(own_server.url, connections=1), Window.of(1, 60)
+    await store.ask(one("full", single))
+    async with asyncio.timeout(10):
+        for number in range(3):
+            with pytest.raises(UnicodeEncodeError):
+                await store.ask(one("\ud800"))
+            assert not (await store.ask(one("full", single))).allowed
+            assert (await store.ask(one(f"fresh {number}", single))).allowed
+    assert store.statistics().failures == 3
+    await store.aclose()
+
+
 async def test_a_caller_that_leaves_a_sent_call_takes_nothing_from_its_neighbours() -> None:
     link = HeldLink()
     store = ValkeyStore(link)

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from headworks.limits.breaker import BreakerRules
 from headworks.limits.shapes import Window
 from headworks.store.heartbeat import EVERY, LIFE, PATIENCE
 from headworks.store.ladder import FAILURES, LadderStore
 from headworks.store.memory import MemoryStore
-from headworks.store.protocol import Ask, Question, StoreDown
+from headworks.store.protocol import Ask, Gate, Question, StoreDown
 from headworks.testing.cancel import cancel_at_every_await
 from headworks.verdict import Verdict
 
@@ -147,6 +148,50 @@ async def test_the_last_count_stands_while_the_store_is_away_and_sets_the_share(
     assert (await ladders[0].ask(question)).allowed
     assert (await ladders[0].ask(question)).retry_after == pytest.approx(4.0)
     await fleet.close()
+
+
+async def test_what_several_groups_share_is_split_among_the_processes_of_all() -> None:
+    """Two services with a vendor's account in common; their other limits are their own."""
+    server, gate = Server(), Gate("{vendor:main}:llm:gate", BreakerRules(0.5, 20, 1, 1, 1, 1))
+    ladders = []
+    for number, group in enumerate(("shop", "shop", "search", "search")):
+        rng = random.Random(number)
+        ladders.append(LadderStore(Way(server), group=group, gates=[gate.key], rng=rng))
+        await ladders[-1].ask(NOTHING)
+    await asyncio.sleep(LIFE)
+    server.away = True
+    for _ in range(FAILURES):
+        await ladders[0].ask(NOTHING)
+    theirs = Question((Ask("quota", "q", HUNDRED),), gate=gate)
+    own = Question((Ask("limit", "k", HUNDRED),))
+    assert (await ladders[0].ask(theirs)).retry_after == pytest.approx(4.0), "a fourth of one per second"
+    assert (await ladders[0].ask(own)).allowed
+    assert (await ladders[0].ask(own)).retry_after == pytest.approx(2.0), "one half"
+    for ladder in ladders:
+        await ladder.aclose()
+
+
+async def test_a_process_that_first_met_a_server_that_was_away_is_counted_once_it_is_back() -> None:
+    """Leases fail without a question having been asked; the first one comes after the recovery."""
+    server = Server()
+    server.away = True
+    way = Way(server)
+    way.lease = _away  # type: ignore[method-assign]  # this test's server
+    ladder = LadderStore(way, rng=random.Random(1))
+    for _ in range(FAILURES):
+        assert not await ladder.lease("l", holder="h", limit=1, ttl=5.0)
+    assert not ladder.up
+    server.away = False
+    await asyncio.sleep(3)
+    assert ladder.up
+    await ladder.ask(NOTHING)
+    await asyncio.sleep(EVERY)
+    assert server.beats > 0
+    await ladder.aclose()
+
+
+async def _away(*_: Any, **__: Any) -> int:
+    raise StoreDown("away")
 
 
 @pytest.mark.parametrize("pause", [0.5, 2.0, 11.0])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from headworks.telemetry import Called, Changed, Decided, Served, Telemetry, Waited
+from headworks.telemetry import Called, Changed, Decided, Event, Served, Telemetry, Waited
 from headworks.telemetry.prometheus import MOST_VALUES, PrometheusSink
+from headworks.testing.recording import RecordingSink
 
 
 def samples(sink: PrometheusSink) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -69,3 +70,30 @@ def test_registries_are_apart_and_gauges_are_read_when_asked() -> None:
     assert value(first, "headworks_in_flight") == 7.0
     assert value(first, "headworks_requests_total", route="unmatched", method="GET", status="404") == 1
     assert not any(name.startswith("headworks_in_flight") for name, _ in samples(second))
+
+
+def test_a_sink_that_says_what_it_hears_hears_nothing_else() -> None:
+    """Each kind goes where the sink says; one that raises is told nothing more, of any kind."""
+
+    class Half:
+        def __init__(self) -> None:
+            self.heard: list[Event] = []
+            self.hears = {Waited: self.heard.append, Changed: self.fail}
+
+        def record(self, event: Event) -> None:
+            raise AssertionError("asked which kind it is")
+
+        def fail(self, event: Event) -> None:
+            raise ValueError("theirs")
+
+    half, whole = Half(), RecordingSink()
+    telemetry = Telemetry(half, whole)
+    told: list[Event] = [Waited("llm", 1.5), Served("/", "GET", 200, 0.1), Changed("ready", "away")]
+    for event in (*told, *told):
+        telemetry.emit(event)
+    assert half.heard == told[:1]
+    assert whole.events == told * 2
+    late = RecordingSink()
+    telemetry.add(late)
+    telemetry.emit(told[0])
+    assert late.events == told[:1]

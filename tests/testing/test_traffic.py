@@ -79,6 +79,7 @@ def test_a_models_limits_are_read_together() -> None:
         ({"latency": 3}, "latency: 3 must be text"),
         ({"fail_ratio": 1.5}, "fail_ratio: 1.5 must be a number from 0 to 1"),
         ({"fail_ratio": True}, "fail_ratio: True"),
+        ({"fail_status": 200}, "fail_status: 200 must be a status from 400 to 599"),
         ({"hang": "yes"}, "hang: 'yes' must be true or false"),
         ({"disconnect": -1}, "disconnect: -1 must be null or a count"),
         ({"arrival_jitter": "5s:1s"}, "arrival_jitter"),
@@ -96,6 +97,7 @@ def test_changing_one_fault_leaves_the_others() -> None:
         "latency": "const:1s",
         "arrival_jitter": "const:0s",
         "fail_ratio": 1.0,
+        "fail_status": 500,
         "hang": True,
         "disconnect": None,
     }

@@ -87,6 +87,7 @@ class House:
         pod: str = "pod-1",
         replicas: int = 1,
         store: Store | None = None,
+        now: Callable[[], datetime] = lambda: datetime(2026, 1, 1, tzinfo=UTC),
         **settings: Any,
     ) -> Vendor:
         """A vendor on this house's store and server; settings as in the policy."""
@@ -101,7 +102,7 @@ class House:
             pod=pod,
             replicas=replicas,
             rng=random.Random(7),
-            now=lambda: datetime(2026, 1, 1, tzinfo=UTC),
+            now=now,
             transport=self.server,
         )
 

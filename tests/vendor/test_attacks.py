@@ -15,9 +15,11 @@ from headworks.current import Criticality, Current, enter
 from headworks.errors import DeadlineExceeded
 from headworks.limits.breaker import Ending
 from headworks.limits.line import Line, Waiter
+from headworks.policy.profiles import profile_named
 from headworks.telemetry import Called
 from headworks.vendor import REFUSED
-from headworks.vendor.estimate import UsageReader, estimate
+from headworks.vendor.estimate import Outputs, estimate, json_of
+from headworks.vendor.usage import UsageReader
 
 PATH = "/chat/completions"
 
@@ -223,14 +225,15 @@ async def test_a_group_of_broken_connections_counts_against_the_vendor(house: An
     assert [event.ending for event in house.sink.of(Called)] == ["failed", "ignored"]
 
 
-def test_absurd_bodies_neither_raise_nor_cost() -> None:
-    charges: Any = type("Charges", (), {"choices": False, "tokens": "max"})
+async def test_absurd_bodies_neither_raise_nor_cost() -> None:
+    profile = profile_named("openai")
     nested = b'{"messages":' + b'{"content":[' * 400 + b"]}" * 400 + b"}"
-    estimate(nested, charges)
-    estimate(b"[" * 100_000, charges)
-    reader = UsageReader()
-    reader.feed(b'{"prompt_tokens": ' + b"9" * 5000 + b', "completion_tokens": 1}')
-    assert reader.usage() == {}
+    for content in (nested, b"[" * 100_000, b'{"a":' * 100_000):
+        await estimate(json_of(content), profile.charges, Outputs())
+    for number in (b"9" * 5000, b"9" * 10, b"-1", b"true", b'"7"', b'{"a":' * 900):
+        reader = UsageReader(profile.usage)
+        reader.feed(b'{"usage": {"prompt_tokens": ' + number + b', "completion_tokens": 1}}')
+        assert reader.usage().get("input_tokens") is None
 
 
 def test_looking_along_a_line_of_those_who_left_stays_cheap() -> None:

@@ -60,6 +60,7 @@ async def test_spent_money_is_not_tried_again_and_pauses_for_long(house: Any) ->
     vendor = house.vendor(attempts=3)
     answer = await call(vendor)
     assert (answer.status_code, answer.content) == (429, body), "the body reaches the caller as it was"
+    assert answer.headers["x-should-retry"] == "false"
     assert len(house.server.arrivals) == 1
     assert [event.kind for event in house.sink.of(Rejected)] == ["spend"]
     await house.reaper.drain(1)

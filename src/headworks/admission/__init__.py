@@ -1,6 +1,7 @@
 """Layer 3: may this pod take one more. Local state only."""
 
-from headworks.admission.answer import Answers, ClientStalled
+from headworks.admission.answer import ClientStalled
+from headworks.admission.answers import Answers
 from headworks.admission.gate import AdmissionGate
 from headworks.admission.pressure import Pressure
 from headworks.admission.slots import AdmissionStatistics, Slot, Slots

@@ -10,21 +10,20 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Generator, Iterable
+from typing import Any, Final
 
 from starlette.types import Message, Scope, Send
 
+from headworks.admission.answers import Answers
 from headworks.admission.slots import Slot
-from headworks.admission.within import within
+from headworks.admission.within import TAKEN, within
 from headworks.caller import Caller
 from headworks.current import Current
-from headworks.errors import CallerLeft, DeadlineExceeded, PodLeaving, Refused
+from headworks.errors import CallerLeft, DeadlineExceeded, Refused
 from headworks.problem import body as problem
 from headworks.problem import render
 
-AGAIN: Final = 1.0
-"""Seconds a caller is asked to wait when the pod that answered it ends."""
 BETWEEN: Final = (b"\n\n", b"\r\r", b"\r\n\r\n")
 """How the bytes of an event stream end when no event is half sent."""
 
@@ -33,51 +32,37 @@ class ClientStalled(OSError):
     """The client has not read for `write_stall` seconds; its answer is given up."""
 
 
-class Answers:
-    """The answers under way in this pod, and what a pod that leaves does about them."""
-
-    def __init__(self) -> None:
-        self._open: set[Answer] = set()
-        self.leaving = self._over = False
-        self.discard = self._open.discard
-
-    def add(self, answer: Answer) -> None:
-        """An answer begins to be worked on; `discard` it in the end."""
-        self._open.add(answer)
-        if self._over:
-            answer.end(PodLeaving(retry_after=AGAIN))
-
-    def begin(self) -> None:
-        """The pod serves (again)."""
-        self.leaving = self._over = False
-
-    def leave(self) -> None:
-        """From now on answers ask clients for another connection."""
-        self.leaving = True
-
-    def end(self) -> None:
-        """End every answer that is not complete: its time in this pod is over."""
-        self._over = True
-        for answer in tuple(self._open):
-            answer.end(PodLeaving(retry_after=AGAIN))
-
-
 class Answer:
-    """What is sent to one client.
+    """What is sent to one client. From `begin` to `over` its application runs as inside an
+    `asyncio.timeout`: cancelled when its time is up, which is a `TimeoutError` outside.
 
     write_stall  seconds one part may take to be accepted
     arrived      when the request came, on the loop's clock; `latest` when its caller stops waiting
+    given_up     its time was up, or it had to end early
     """
 
-    latest = math.inf
-    slot: Slot | None = None
-    budget: asyncio.Timeout | None = None
-    status = 0
-    begun = complete = stalled = False
-    _because: Refused | None = None
-    _events: bool | None = None
-    _headers: Iterable[tuple[bytes, bytes]] = ()
-    _tail = BETWEEN[0]
+    # Slots, all of them set: in Python 3.11 reading a default from the class takes seven times as long.
+    __slots__ = (
+        "_answers",
+        "_because",
+        "_events",
+        "_headers",
+        "_send",
+        "_tail",
+        "_task",
+        "_write_stall",
+        "arrived",
+        "begun",
+        "caller",
+        "complete",
+        "current",
+        "given_up",
+        "latest",
+        "scope",
+        "slot",
+        "stalled",
+        "status",
+    )
 
     def __init__(
         self,
@@ -89,8 +74,34 @@ class Answer:
         write_stall: float,
         arrived: float,
     ) -> None:
-        self._send, self._scope, self.caller, self._current = send, scope, caller, current
+        self._send, self.scope, self.caller, self.current = send, scope, caller, current
         self._answers, self._write_stall, self.arrived = answers, write_stall, arrived
+        self.latest = math.inf
+        self.slot: Slot | None = None
+        self.status = 0
+        self.begun = self.complete = self.stalled = self.given_up = False
+        self._task: asyncio.Task[Any] | None = None
+        self._because: Refused | None = None
+        self._events: bool | None = None
+        self._headers: Iterable[tuple[bytes, bytes]] = ()
+        self._tail = BETWEEN[0]
+
+    def begin(self) -> None:
+        """Its application runs, in this task, and its time does."""
+        # Of a loop that is named: finding out which one runs takes four times as long.
+        self._task = asyncio.current_task(self._answers.loop)
+        self.caller.budget = self
+        self._answers.add(self, self.current.deadline)
+
+    def over(self, error: BaseException | None = None) -> None:
+        """Its application has returned, or raised; `TimeoutError` if that is because its time was up."""
+        if not self.complete:
+            self._answers.discard(self)
+        if self.given_up:
+            assert self._task is not None
+            # Where somebody else cancels it as well, that is what counts.
+            if self._task.uncancel() == 0 and isinstance(error, asyncio.CancelledError):
+                raise TimeoutError from error
 
     async def send(self, message: Message) -> None:
         """The server's `send`, as the application is given it."""
@@ -103,21 +114,30 @@ class Answer:
             kind == "http.response.body" and not message.get("more_body", False)
         ):
             self._complete()
-        try:
-            await within(self._write_stall, self._send(message))
-        except TimeoutError:
-            self.stalled = True
-            raise ClientStalled from None
-        if not self.complete and kind == "http.response.body" and self._in_events():
+        steps = self._send(message).__await__()
+        waits_for = next(steps, TAKEN)
+        if waits_for is not TAKEN:
+            await self._patiently(steps, waits_for)
+        if self.complete:
+            if self.slot is not None:
+                self.slot.release()
+        elif kind == "http.response.body" and self._in_events():
             self._tail = (self._tail + message.get("body", b"")[-4:])[-4:]
-        if self.complete and self.slot is not None:
-            self.slot.release()
+
+    def reschedule(self, when: float) -> None:
+        """Its time is up at `when` instead, on the loop's clock; inf: never."""
+        self._answers.bound(self, when)
+
+    def give_up(self) -> None:
+        """Its time is up: the application is cancelled, and is in the way of nobody who cancels too."""
+        assert self._task is not None
+        self.given_up = True
+        self._task.cancel()
 
     def end(self, because: Refused) -> None:
         """Have the application cancelled, and the client told why; nothing once it is complete."""
-        if self.budget is not None and not self.complete and not self.budget.expired():
+        if self._answers.bound(self, self._answers.now()):
             self._because = because
-            self.budget.reschedule(asyncio.get_running_loop().time())
 
     def because(self) -> Refused:
         """Why it was ended before its end."""
@@ -126,7 +146,7 @@ class Answer:
         if self.caller.left:
             return CallerLeft()
         what = "the answer was not complete" if self.begun else "no answer had begun"
-        seconds = asyncio.get_running_loop().time() - self.arrived
+        seconds = self._answers.now() - self.arrived
         return DeadlineExceeded(f"{what} after {seconds:.3g} s")
 
     async def refuse(self, refused: Refused) -> None:
@@ -156,13 +176,20 @@ class Answer:
             getattr(transport, how)()
             await asyncio.sleep(0)  # the loop's next turn tells the server that the client is gone
 
+    async def _patiently(self, steps: Generator[Any, None, None], waits_for: Any) -> None:
+        """Wait for the client to take what it was sent, but not for ever."""
+        try:
+            await within(self._write_stall, steps, waits_for)
+        except TimeoutError:
+            self.stalled = True
+            raise ClientStalled from None
+
     def _begin(self, message: Message) -> Message:
         self.begun, self.status = True, message["status"]
-        current, budget = self._current, self.budget
+        current = self.current
         if current.lasting is not None and not (self._because or self.caller.left):
             current.deadline = min(self.arrived + current.lasting, self.latest)
-            if budget is not None and not budget.expired():
-                budget.reschedule(current.deadline if current.deadline < math.inf else None)
+            self.reschedule(current.deadline)
         self._headers = message.get("headers", ())
         if self._answers.leaving and self._may_close():
             return {**message, "headers": [*self._headers, (b"connection", b"close")]}
@@ -172,13 +199,12 @@ class Answer:
         """The last byte goes out: no deadline is left to keep, and nobody to be left by."""
         self.complete = True
         self.caller.answered()
-        self._current.deadline = math.inf
-        if self.budget is not None and not self.budget.expired():
-            self.budget.reschedule(None)
+        self.current.deadline = math.inf
+        self._answers.discard(self)
 
     def _may_close(self) -> bool:
         """A server that is told to close while it still receives a body loses the answer with it."""
-        return bool(self._scope.get("http_version", "1.1") < "2") and self.caller.body_read
+        return bool(self.scope.get("http_version", "1.1") < "2") and self.caller.body_read
 
     def _in_events(self) -> bool:
         """Whether this is an event stream of plain, unmeasured text: one that can take another event."""

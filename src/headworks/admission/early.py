@@ -39,6 +39,8 @@ class EarlyMessages:
             await asyncio.wait((self._reading,))
         if self._kept:
             return self._kept.popleft()
+        if not self._reading.cancelled() and self._reading.done():
+            self._reading.result()  # what the server raised meanwhile is for whoever reads on
         return await self._receive()
 
     def hand_on(self) -> None:

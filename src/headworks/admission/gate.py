@@ -14,14 +14,14 @@ while without it the rest of the body is read and thrown away and the client see
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from headworks.admission.answer import Answer, Answers, ClientStalled
+from headworks.admission.answer import Answer, ClientStalled
+from headworks.admission.answers import Answers
 from headworks.admission.deadline import asked_for
 from headworks.admission.early import EarlyMessages
 from headworks.admission.slots import Slot, Slots
@@ -38,6 +38,8 @@ from headworks.telemetry import Decided, Queued, Served, Telemetry
 log = logging.getLogger("headworks")
 
 
+_new: Final = tuple.__new__
+"""Fills an event in three fifths of the time its own constructor takes."""
 _CLASS: Final = {kind: kind.name.lower() for kind in Criticality}
 _ADMITTED: Final = {kind: Decided("admission", True, criticality=_CLASS[kind]) for kind in Criticality}
 
@@ -83,64 +85,57 @@ class AdmissionGate:
         self._stated, self._hold_background, self._shadow = stated, hold_background, shadow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await self._http(scope, receive, send)
-        elif scope["type"] == "websocket":
+        if scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
-        else:
+            return
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
-
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began = asyncio.get_running_loop().time()
+            return
+        answers = self._answers
+        began = answers.now()
         caller = Caller(scope, receive)
         current = self._standing(scope, began + self._sla, caller)
-        answer = Answer(send, scope, caller, current, self._answers, self._write_stall, began)
+        answer = Answer(send, scope, caller, current, answers, self._write_stall, began)
         try:
-            await self._admit(scope, receive, answer, current)
+            place = self._claim(scope, answer, current)
+            if isinstance(place, Slot):
+                await self._serve(place, answer)
+            elif isinstance(place, Turn):
+                await self._wait(place, receive, answer)
+            else:
+                await answer.refuse(place)
         except ClientStalled:
             self._slots.stalled += 1
             log.info("a client was cut off: it read nothing for %g s", self._write_stall)
             await answer.abort()
         finally:
-            seconds = asyncio.get_running_loop().time() - began
-            self._telemetry.emit(Served(current.route, scope["method"], answer.status, seconds))
+            seconds = answers.now() - began
+            self._telemetry.emit(_new(Served, (current.route, scope["method"], answer.status, seconds)))
 
-    async def _admit(self, scope: Scope, receive: Receive, answer: Answer, current: Current) -> None:
+    def _claim(self, scope: Scope, answer: Answer, current: Current) -> Slot | Turn | Refused:
+        """A place, a turn in the line for one, or why there is neither."""
         try:
             if self._deadline_header:
-                self._shorten(scope, answer, current)
-        except Refused as refused:
-            self._refused(current, refused)
-            await answer.refuse(refused)
-            return
-        try:
+                asked = asked_for(scope, self._deadline_header)
+                if asked is not None:
+                    self._shorten(asked, answer, current)
             place = self._slots.claim(current, answer.arrived)
         except Refused as refused:
-            if not self._shadow:
-                self._refused(current, refused)
-                await answer.refuse(refused)
-                return
-            self._refused(current, refused, shadow=True)
-            place = self._slots.claim_anyway(answer.arrived)
-        else:
-            if isinstance(place, Turn):
-                await self._wait(place, scope, receive, answer, current)
-                return
+            shadow = self._shadow and refused.layer == "admission"
+            self._refused(current, refused, shadow=shadow)
+            return self._slots.claim_anyway(answer.arrived) if shadow else refused
+        if isinstance(place, Slot):
             self._telemetry.emit(_ADMITTED[current.criticality])
-        await self._serve(place, scope, answer, current)
+        return place
 
-    def _shorten(self, scope: Scope, answer: Answer, current: Current) -> None:
+    def _shorten(self, asked: float, answer: Answer, current: Current) -> None:
         """The caller's own deadline, where it is the stricter one; `DeadlineExceeded` if it is over."""
-        asked = asked_for(scope, self._deadline_header)
-        if asked is not None:
-            if asked <= 0:
-                raise DeadlineExceeded("the caller's own deadline had passed when its request came")
-            answer.latest = answer.arrived + asked
-            current.deadline = min(current.deadline, answer.latest)
+        if asked <= 0:
+            raise DeadlineExceeded("the caller's own deadline had passed when its request came")
+        answer.latest = answer.arrived + asked
+        current.deadline = min(current.deadline, answer.latest)
 
-    async def _wait(
-        self, turn: Turn, scope: Scope, receive: Receive, answer: Answer, current: Current
-    ) -> None:
+    async def _wait(self, turn: Turn, receive: Receive, answer: Answer) -> None:
         """Stand in line, and go on with what comes of it."""
         early = EarlyMessages(receive, turn.left)
         try:
@@ -151,51 +146,50 @@ class AdmissionGate:
                 self._slots.left += 1
             except Refused as refused:
                 self._queued(answer, "refused")
-                self._refused(current, refused)
+                self._refused(answer.current, refused)
                 await answer.refuse(refused)
             else:
                 early.hand_on()
                 answer.caller.source = early.receive
                 self._queued(answer, "admitted")
-                self._telemetry.emit(_ADMITTED[current.criticality])
-                await self._serve(slot, scope, answer, current)
+                self._telemetry.emit(_ADMITTED[answer.current.criticality])
+                await self._serve(slot, answer)
         finally:
             early.close()
 
-    async def _serve(self, slot: Slot, scope: Scope, answer: Answer, current: Current) -> None:
-        """Run the application. The place is returned whatever happens, at the last byte of the answer
-        at the latest unless background tasks hold it."""
+    async def _serve(self, slot: Slot, answer: Answer) -> None:
+        """Run the application until it returns, or is cancelled because its answer has to end. The place
+        is returned whatever happens, at the last byte of the answer at the latest unless background
+        tasks hold it."""
         if not self._hold_background:
             answer.slot = slot
+        token = enter(answer.current)
         try:
-            await self._run(scope, answer, current)
+            try:
+                try:
+                    answer.begin()
+                    await self.app(answer.scope, answer.caller.receive, answer.send)
+                except BaseException as error:
+                    answer.over(error)
+                    raise
+                else:
+                    answer.over()
+            except Exception as error:
+                if answer.stalled:
+                    raise ClientStalled from error
+                if answer.complete or not answer.given_up:
+                    answer.status = answer.status or 500  # the server's, who now answers in our place
+                    raise
+                if not isinstance(error, TimeoutError):
+                    log.warning("the application raised when its time was up", exc_info=error)
+            finally:
+                leave(token)
+            if answer.given_up and not answer.complete:
+                await self._end_early(answer)
         finally:
-            self._answers.discard(answer)
             if not answer.complete:
                 answer.caller.answered()
-            self._end(slot, current)
-
-    async def _run(self, scope: Scope, answer: Answer, current: Current) -> None:
-        """Run the application until it returns, or is cancelled because its answer has to end."""
-        caller = answer.caller
-        token = enter(current)
-        try:
-            async with asyncio.timeout_at(current.deadline) as budget:
-                answer.budget = caller.budget = budget
-                self._answers.add(answer)
-                await self.app(scope, caller.receive, answer.send)
-        except Exception as error:
-            if answer.stalled:
-                raise ClientStalled from error
-            if answer.complete or not budget.expired():
-                answer.status = answer.status or 500  # the server's, who now answers in our place
-                raise
-            if not isinstance(error, TimeoutError):
-                log.warning("the application raised when its time was up", exc_info=error)
-        finally:
-            leave(token)
-        if budget.expired() and not answer.complete:
-            await self._end_early(answer)
+            self._end(slot, answer.current)
 
     async def _end_early(self, answer: Answer) -> None:
         """Tell the client why there is no answer, or no more of it."""
@@ -241,12 +235,13 @@ class AdmissionGate:
         )
 
     def _queued(self, answer: Answer, ending: str) -> None:
-        seconds = asyncio.get_running_loop().time() - answer.arrived
+        seconds = self._answers.now() - answer.arrived
         self._telemetry.emit(Queued(seconds, ending))
 
     def _end(self, slot: Slot, current: Current) -> None:
         """Synchronous, so that nothing can come between: the place returns, the rest is handed over."""
         slot.end()
-        for closer in current.closers:
-            self._reaper.hand_over("closing what a request left open", closer)
-        current.closers.clear()
+        if current.opened:
+            for closer in current.opened:
+                self._reaper.hand_over("closing what a request left open", closer)
+            current.opened.clear()

@@ -90,7 +90,7 @@ class Pressure:
 
     def sample(self, lag: float) -> None:
         """Take note that the loop woke up `lag` seconds late."""
-        strain, self.lag = 0.0, lag
+        strain, self.lag, self._salt = 0.0, lag, self._hour().to_bytes(8)
         if self._lag_high is not None:
             strain = lag / self._lag_high
         if self._memory_high is not None:
@@ -108,7 +108,6 @@ class Pressure:
         return int.from_bytes(digest)
 
     def _move(self, level: float) -> None:
-        self._salt = self._hour().to_bytes(8)
         began, ended = self.level == 0.0 < level, level == 0.0 < self.level
         self.level = level
         if self._telemetry is not None and (began or ended):

@@ -9,6 +9,7 @@ from typing import Final
 
 from headworks.admission.pressure import Pressure
 from headworks.admission.waiting import Turn, Waiting
+from headworks.clock import loop_clock
 from headworks.current import Criticality, Current
 from headworks.errors import LoadShed, PodSaturated
 
@@ -69,6 +70,8 @@ class Slot:
     def __init__(self, slots: Slots, websocket: bool, began: float = 0.0) -> None:
         self._slots, self._websocket, self._began = slots, websocket, began
         self._released = self._ended = False
+        slots._admitted += 1
+        slots._running += 1
 
     def release(self) -> None:
         """Give the place back; every call but the first does nothing."""
@@ -81,10 +84,15 @@ class Slot:
 
     def end(self) -> None:
         """Give the place back, and stop counting as running."""
-        self.release()
+        if not self._released:
+            self.release()
         if not self._ended:
             self._ended = True
-            self._slots._end()
+            slots = self._slots
+            slots._running -= 1
+            if slots._running == 0 and slots._idle is not None:
+                slots._idle.set()
+                slots._idle = None
 
 
 class Slots:
@@ -120,8 +128,8 @@ class Slots:
         self._admitted = self._saturated = self._shed = 0
         self._held, self._holding = 0, 0.0
         self._full_since: float | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle: asyncio.Event | None = None
+        self._now = loop_clock()
         self.left = self.expired = self.stalled = 0
 
     def claim(self, current: Current, now: float) -> Slot | Turn:
@@ -145,7 +153,7 @@ class Slots:
         self._in_flight += 1
         if self._in_flight >= self._limit and self._full_since is None:
             self._full_since = now
-        return self._begin(Slot(self, False, now))
+        return Slot(self, False, now)
 
     def claim_websocket(self, current: Current) -> Slot:
         """A place for a websocket, or `PodSaturated` or `LoadShed` at once."""
@@ -160,11 +168,14 @@ class Slots:
     def claim_websocket_anyway(self) -> Slot:
         """A place for a websocket, full or not."""
         self._websockets += 1
-        return self._begin(Slot(self, websocket=True))
+        return Slot(self, websocket=True)
 
     async def wait_idle(self) -> None:
         """Wait until the application has returned from everything; bound it from outside."""
-        await self._idle.wait()
+        while self._running:
+            if self._idle is None:
+                self._idle = asyncio.Event()
+            await self._idle.wait()
 
     def statistics(self) -> AdmissionStatistics:
         full = self._full_since
@@ -174,7 +185,7 @@ class Slots:
             websockets=self._websockets,
             waiting=len(self._line) if self._line is not None else 0,
             limit=self._limit,
-            full_for=0.0 if full is None else asyncio.get_running_loop().time() - full,
+            full_for=0.0 if full is None else self._now() - full,
             holding=self._holding,
             pressure=self._pressure.level,
             admitted=self._admitted,
@@ -197,30 +208,20 @@ class Slots:
         self._saturated += 1
         return PodSaturated("the wait for a place would be too long", retry_after=self._wait())
 
-    def _begin(self, slot: Slot) -> Slot:
-        self._admitted += 1
-        self._running += 1
-        self._idle.clear()
-        return slot
-
     def _give_back(self, began: float) -> None:
         """A place is free: whoever is at the head of the line takes it, in the same step."""
-        now = asyncio.get_running_loop().time()
-        self._held += 1
-        self._holding += (now - began - self._holding) / min(self._held, REMEMBER)
+        now = self._now()
+        if self._held < REMEMBER:
+            self._held += 1
+        self._holding += (now - began - self._holding) / self._held
         if self._line is not None:
             turn = self._line.next()
             if turn is not None:
-                turn.give(self._begin(Slot(self, False, now)))
+                turn.give(Slot(self, False, now))
                 return
         self._in_flight -= 1
-        if self._in_flight < EASED * self._limit:
+        if self._full_since is not None and self._in_flight < EASED * self._limit:
             self._full_since = None
-
-    def _end(self) -> None:
-        self._running -= 1
-        if self._running == 0:
-            self._idle.set()
 
     def _wait(self) -> float:
         """Seconds after which a refused caller may come again."""

@@ -1,8 +1,9 @@
 """The class that a trusted caller states for its request, in a header.
 
 Believed only when the *client* is within `service.trust`: the peer itself, or whoever stands behind
-trusted hops, as `address.client_address` walks them. A caller from outside has an address of its own
-behind the gateway, so what it writes is not looked at, whether the gateway removes it or not.
+trusted hops, as `address.client_within` walks them, and nothing forwarded leaves a doubt of it. A caller
+from outside has an address of its own behind the gateway, so what it writes is not looked at, whether
+the gateway removes it or not.
 
 The class is never above that of a known key that comes with the request: a service that calls on behalf
 of a user may make the user's request less urgent, not more than the user's tier is worth. Without a
@@ -11,13 +12,12 @@ known key the header decides.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from typing import Final
 
 from starlette.types import Scope
 
-from headworks.address import Network, client_address
+from headworks.address import Network, client_within
 from headworks.current import Criticality
 
 _NAMES: Final = {kind.name.lower().encode(): kind for kind in Criticality}
@@ -36,17 +36,4 @@ class StatedClass:
         """
         sent = [value for name, value in scope["headers"] if name == self._header]
         stated = _NAMES.get(sent[0].strip().lower()) if len(sent) == 1 else None
-        if stated is None or not _within(client_address(scope, trust), trust):
-            return None
-        return stated
-
-
-def _within(address: str, trust: Sequence[Network]) -> bool:
-    try:
-        client = ipaddress.ip_network(address)  # of IPv6, the /64 that a client is counted by
-    except ValueError:  # a Unix socket's peer has none
-        return False
-    return any(
-        client.version == network.version and client.subnet_of(network)  # type: ignore[arg-type]  # same version
-        for network in trust
-    )
+        return stated if stated is not None and client_within(scope, trust) else None

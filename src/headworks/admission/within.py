@@ -1,5 +1,6 @@
-"""A bound that costs nothing where nothing waits: its timer is set only once there is something to
-wait for. A part of an answer is nearly always taken at once, and there are two in the smallest.
+"""A bound that costs nothing where nothing waits: whoever has begun something and finds that it waits
+comes here, and only then is a timer set. A part of an answer is nearly always taken at once, and there
+are two in the smallest.
 """
 
 from __future__ import annotations
@@ -8,21 +9,26 @@ import asyncio
 import types
 from collections.abc import Awaitable, Generator
 from functools import partial
-from typing import Any
+from typing import Any, Final
+
+TAKEN: Final = object()
+"""The server took a part of an answer at once."""
 
 
-@types.coroutine
-def within(seconds: float, work: Awaitable[None]) -> Generator[Any, None, None]:
-    """Await `work`, and wait at most `seconds` for it: `TimeoutError` then, and it is cancelled."""
+async def all_within(seconds: float, work: Awaitable[None]) -> None:
+    """Await something from its beginning, for at most `seconds`; see `within`."""
     steps = work.__await__()
-    try:
-        waits_for = next(steps)
-    except StopIteration:
-        return
-    yield from _bounded(seconds, steps, waits_for).__await__()
+    waits_for = next(steps, TAKEN)
+    if waits_for is not TAKEN:
+        await within(seconds, steps, waits_for)
 
 
-async def _bounded(seconds: float, steps: Generator[Any, None, None], waits_for: Any) -> None:
+async def within(seconds: float, steps: Generator[Any, None, None], waits_for: Any) -> None:
+    """Await what has begun, for at most `seconds`: `TimeoutError` then, and it is cancelled.
+
+    steps      what its `__await__` gave
+    waits_for  what its first `next` gave
+    """
     async with asyncio.timeout(seconds):
         await _onwards(steps, waits_for)
 

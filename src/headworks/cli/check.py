@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,14 +17,18 @@ from rich.text import Text
 
 from headworks.errors import PolicyError
 from headworks.limits.shapes import Bucket
+from headworks.policy.fields import ROLLING
 from headworks.policy.laws import Finding
 from headworks.policy.laws import check as sizing_laws
 from headworks.policy.load import load
-from headworks.policy.profiles import profile_named
-from headworks.policy.settings import Policy
-from headworks.vendor.quota import Quota
+from headworks.policy.profiles import Profile, profile_named
+from headworks.policy.settings import Policy, VendorSettings
+from headworks.vendor.quota import DAY, Quota
 
 SOUND, BROKEN, UNUSABLE = 0, 1, 2
+
+NOON = datetime(2000, 1, 1, 12, tzinfo=UTC)
+"""Some moment; how a contract is kept is the same at all."""
 
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
@@ -86,22 +91,28 @@ def contracts_of(policy: Policy) -> Iterator[Contract]:
     for name, vendor in policy.vendors.items():
         profile = profile_named(vendor.profile)
         for model in ("", *vendor.models):
-            quota = Quota(name, vendor, profile, model)
+            quota = Quota(name, vendor, profile, model, now=lambda: NOON)
             asks = quota.asks(dict.fromkeys(quota.units, 1))
             label = f"{name}:{model}" if model else name
             for rate in vendor.models[model].quota if model else vendor.quota:
                 shapes = [ask.shape for ask in asks if ask.name == f"{label}:{rate}"]
                 slowest = min(shapes, key=lambda shape: shape.limit / shape.period_us)
-                pace = slowest.limit / slowest.period_us * 1_000_000
+                calendar = rate.period == DAY and (vendor.day or profile.day) != ROLLING
+                pace = slowest.limit / (DAY if calendar else slowest.period)
                 yield Contract(
                     vendor=label,
                     quota=str(rate),
-                    mechanism=profile.mechanism,
-                    evidence=profile.evidence["mechanism"].known,
+                    mechanism="calendar day" if calendar else profile.mechanism,
+                    evidence=_evidence(vendor, profile, "day" if calendar else "mechanism"),
                     pace=pace,
                     burst=slowest.burst if isinstance(slowest, Bucket) else slowest.limit,
                     utilisation=pace / (rate.per_second * vendor.share),
                 )
+
+
+def _evidence(vendor: VendorSettings, profile: Profile, fact: str) -> str:
+    """How surely a fact is known, or that the policy says so."""
+    return "policy" if fact == "day" and vendor.day else profile.evidence[fact].known
 
 
 def _print_problems(error: PolicyError, *, as_json: bool) -> None:

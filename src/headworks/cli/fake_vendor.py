@@ -77,7 +77,7 @@ def fake_vendor(
     ] = 9100,
     seed: Annotated[int, typer.Option(help="Seed of delays, failures and ids.")] = 0,
 ) -> None:
-    """Serve a vendor that speaks OpenAI's chat completions and really enforces its limits.
+    """Serve a vendor that speaks OpenAI's chat and Anthropic's messages and really enforces its limits.
 
     GET /stats tells what was accepted and rejected, POST /stats/reset starts counting anew, and POST
     /faults changes latency, fail_ratio, hang, disconnect and arrival_jitter while it runs. Without

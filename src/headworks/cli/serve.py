@@ -6,7 +6,6 @@ import gc
 import importlib
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -31,15 +30,13 @@ GC_THRESHOLDS = (10_000, 20, 50)
 """Garbage collection in a frozen pod: what lives after startup is never looked at again, so that what
 requests leave behind may pile up further before it is."""
 
-OPEN_FILES = 65_536
-"""Files and sockets a pod may have open, as far as the platform allows."""
-
 
 def serve(
     policy: Annotated[Path, typer.Option("--policy", help="The policy file.")] = Path("headworks.toml"),
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "0.0.0.0",
     port: Annotated[
-        int | None, typer.Option("--port", help="Default: the policy's deploy.port.")
+        int | None,
+        typer.Option("--port", min=0, max=65_535, help="Default: the policy's deploy.port."),
     ] = None,
     workers: Annotated[int, typer.Option("--workers", help="One; a pod is one process.")] = 1,
     management_port: Annotated[
@@ -78,11 +75,10 @@ def serve(
     _leave_quietly()
     listener = _listener(settings)
     _manage(
-        host,
+        loaded.management.host or host,
         loaded.management_port if management_port is None else management_port,
         beside=settings.port,
     )
-    _allow_open_files()
     if gc_freeze is None:
         gc_freeze = loaded.deploy.garbage_collection == "freeze"
     application = _application(loaded.service.app, path.parent)
@@ -109,7 +105,7 @@ class _Pod(uvicorn.Server):
 
 def _manage(host: str, port: int, *, beside: int) -> None:
     """Tell the application's works where probes and metrics are served; end here if they cannot be."""
-    if port == beside:
+    if port and port == beside:
         fail(f"--management-port: {port} is the service's port; choose another, or 0 for none")
     if port:
         try:
@@ -118,15 +114,6 @@ def _manage(host: str, port: int, *, beside: int) -> None:
             fail(str(error))
     os.environ["HEADWORKS_MANAGEMENT__PORT"] = str(port)
     os.environ["HEADWORKS_MANAGEMENT__HOST"] = host
-
-
-def _allow_open_files() -> None:
-    """As many open files as the platform lets a process have: a socket is one, and where the service's
-    port has used them up, nobody reaches the management port either."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _leave_quietly() -> None:

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from headworks.cli.fail import complain, fail, policy_or_fail
-from headworks.local.parts import Unusable
-from headworks.local.stack import Stack
+from headworks.local.gateways import GATEWAYS, Unusable
+from headworks.local.stack import OWN_STORE, Stack
 from headworks.local.status import state_folder
 from headworks.policy.fields import parse_base_url
 
@@ -33,6 +33,9 @@ def up(
         int | None,
         typer.Option("--port", min=1, max=65535, help="The gateway's; default: the policy's."),
     ] = None,
+    gateway: Annotated[
+        str, typer.Option("--gateway", help=f"What stands in front: {' or '.join(GATEWAYS)}.")
+    ] = "nginx",
     vendor_url: Annotated[
         list[str] | None,
         typer.Option("--vendor-url", help="NAME=URL: call this real vendor, not a fake one; repeat it."),
@@ -48,9 +51,10 @@ def up(
     found = policy or next((usual for usual in USUAL if usual.is_file()), None)
     if found is None:
         fail("there is no headworks.toml here to start from; name a policy with --policy FILE")
+    if gateway not in GATEWAYS:
+        fail(f"--gateway {gateway}: there is no such gateway; known are {', '.join(GATEWAYS)}")
     file = found.absolute()
-    # The stack brings its own store, so the policy's need not be reachable, or even set, here.
-    settings = policy_or_fail(file, {**os.environ, "HEADWORKS_STORE__URL": "valkey://127.0.0.1"})
+    settings = policy_or_fail(file, {**os.environ, **OWN_STORE})
     port = port or settings.deploy.gateway_port
     console = Console(stderr=True, highlight=False)
     try:
@@ -59,6 +63,7 @@ def up(
             file,
             pods=pods,
             port=port,
+            gateway=gateway,
             folder=(state or state_folder(port)).absolute(),
             keep=state is not None,
             vendor_urls=_vendor_urls(vendor_url or []),

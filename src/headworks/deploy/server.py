@@ -18,8 +18,11 @@ from headworks.policy.settings import LAST_WORDS, Policy
 
 log = logging.getLogger("headworks")
 
-OTHER_FILES = 128
-"""Files a pod needs beside clients' sockets and connections to vendors: store, logs, modules."""
+OTHER_FILES = 384
+"""Files a pod needs beside clients' sockets and connections to vendors: store, logs, modules, probes."""
+OPEN_FILES = 65_536
+"""Open files a process is given at least, where the system lets it have them: a socket is one, and where
+the service's port has used them up, nobody reaches the management port either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +69,15 @@ def server_settings(policy: Policy, *, host: str = "0.0.0.0", port: int | None =
 def within_open_files(settings: ServerSettings, policy: Policy) -> ServerSettings:
     """The settings with a backstop that the system lets the process reach.
 
-    A server out of files cannot even refuse, so where the limit of open files (`ulimit -n`) cannot be
-    raised far enough, the backstop is lowered to what is left of it.
+    A server out of files cannot even refuse, so the limit of open files (`ulimit -n`) is raised; where
+    it cannot be raised far enough, the backstop is lowered to what is left of it.
     """
     others = OTHER_FILES + sum(vendor.connections.max for vendor in policy.vendors.values())
     need = settings.limit_concurrency + others
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < need:
-        soft = need if hard == resource.RLIM_INFINITY else min(need, hard)
+    wanted = max(need, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft == resource.RLIM_INFINITY or soft >= need:
         return settings

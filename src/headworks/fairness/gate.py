@@ -7,21 +7,24 @@ framework's own exception handlers, so that an application that handles an error
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from headworks.current import current
+from headworks.current import Criticality, Current, current
 from headworks.errors import QuotaExceeded, Refused
 from headworks.fairness.headers import fields
-from headworks.fairness.limits import Asks, Limits, near
+from headworks.fairness.limits import Asked, Limits
+from headworks.fairness.refusal import judged
 from headworks.fairness.routes import Matched, Routes
 from headworks.fairness.translate import refused_behind
 from headworks.identity import Callers, Identifier, Identity
 from headworks.problem import TRY_AGAIN_LATER, Headers, refuse_websocket, render
 from headworks.store.protocol import Ask, Question, Store
-from headworks.telemetry import Decided, Shadowed, Telemetry
+from headworks.telemetry import Shadowed, Telemetry
 from headworks.verdict import Verdict
 
 
@@ -39,13 +42,27 @@ class Rules:
     dialect: str
 
 
-@dataclass(slots=True)
 class Ticket:
-    """What a request was asked for, in earnest and only to see, and the latest verdict on it."""
+    """What a request was asked for, and the latest verdict on it."""
 
-    asks: Asks = ()
-    shadow: Asks = ()
+    asked = Asked()
     verdict: Verdict | None = None
+
+
+class Given(NamedTuple):
+    """What was found out about a request before it reached the gate, and of which request.
+
+    It holds for the rules and for the method, path and root path that it was found out by.
+    """
+
+    rules: Rules
+    place: tuple[str, str, str]
+    matched: Matched
+    asked: Asked
+
+
+GIVEN: Final = "headworks.given"
+"""Where a request's scope keeps it."""
 
 
 class Fairness:
@@ -55,6 +72,8 @@ class Fairness:
     store       decides
     identifier  tells who is asking, with the resolver's help
     telemetry   hears every decision
+
+    `rewritten` is set once a request has reached the gate with another path than it came with.
     """
 
     def __init__(
@@ -62,15 +81,24 @@ class Fairness:
     ) -> None:
         self.rules = rules
         self._store, self._identifier, self._telemetry = store, identifier, telemetry
+        self.rewritten = False
         self._watching: set[asyncio.Task[None]] = set()
         self.ticket: ContextVar[Ticket | None] = ContextVar("headworks_ticket", default=None)
 
-    async def admit(self, scope: Scope, matched: Matched | None, ticket: Ticket, rules: Rules) -> None:
-        """Ask the caller's and the route's limits together; `QuotaExceeded` if one is used up."""
-        identity = await self._identifier.resolve(scope, rules.callers)
-        _tell(identity)
-        ticket.asks, ticket.shadow = rules.limits.asks(identity, matched)
-        await self._ask(ticket, ticket.asks, ticket.shadow)
+    async def admit(
+        self, scope: Scope, ticket: Ticket, rules: Rules, matched: Matched | None, asked: Asked | None
+    ) -> QuotaExceeded | None:
+        """Ask the caller's and the route's limits together; the refusal if one is used up.
+
+        asked  what they are, where it is known already
+        """
+        identity = self._identifier.seen(scope, rules.callers)
+        if identity is None:
+            identity = await self._identifier.resolve(scope, rules.callers)
+        standing = current()
+        _tell(identity, standing)
+        ticket.asked = asked or rules.limits.asks(identity, matched)
+        return await self._ask(ticket, ticket.asked, standing.criticality)
 
     async def charge(self, units: int) -> None:
         """Take `units` (≥ 0) more of the current request's limits; all of it, or `QuotaExceeded`."""
@@ -79,30 +107,18 @@ class Fairness:
             raise RuntimeError("charge() belongs into a request that the limits were asked for")
         if isinstance(units, bool) or not isinstance(units, int) or units < 0:
             raise ValueError(f"charge({units!r}): a charge is a whole number ≥ 0")
-        await self._ask(ticket, _costing(ticket.asks, units), _costing(ticket.shadow, units))
+        refused = await self._ask(ticket, ticket.asked.costing(units), current().criticality)
+        if refused is not None:
+            raise refused
 
-    async def _ask(self, ticket: Ticket, asks: Asks, shadow: Asks = ()) -> None:
+    async def _ask(self, ticket: Ticket, asked: Asked, criticality: Criticality) -> QuotaExceeded | None:
+        asks, shadow, question = asked
         for ask in shadow:
             self._watch(ask)
-        if not asks:
-            return
-        verdict = ticket.verdict = await self._store.ask(Question(asks))
-        tightest = verdict.tightest
-        rule = tightest.name if tightest else ""
-        reason = "" if verdict.allowed else QuotaExceeded.reason
-        name = current().criticality.name.lower()
-        close = near(asks, verdict)
-        self._telemetry.emit(Decided("fairness", verdict.allowed, reason, rule, name, close))
-        if not verdict.allowed:
-            if tightest is None:
-                detail = "the shared store is away, and without it this limit lets nobody through"
-            else:
-                detail = f"{rule} allows {tightest.limit} per {tightest.window:g} s"
-                if verdict.degraded:
-                    detail += "; while the shared store is away, this pod keeps to its own part of it"
-            raise QuotaExceeded(
-                detail, retry_after=verdict.retry_after, limit=rule or None, verdict=verdict
-            )
+        if question is None:
+            return None
+        verdict = ticket.verdict = await self._store.ask(question)
+        return judged(verdict, asks, criticality, self._telemetry)
 
     def _watch(self, ask: Ask) -> None:
         """Ask a limit without waiting for it. It is a question of its own, so that it makes no other
@@ -137,42 +153,56 @@ class FairnessGate:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        matched = self._routes.find(scope)
-        rules, ticket = self._fairness.rules, Ticket()
-        answer = (_Answer if scope["type"] == "http" else _Socket)(scope, send, rules.dialect, ticket)
+        fairness, kind = self._fairness, _Answer if scope["type"] == "http" else _Socket
+        rules, matched, asked = self._known(scope)
+        answer = kind(scope, send, rules.dialect)
         token = None
         try:
             if matched is not None:
                 _take_up(matched)
             if not _is_preflight(scope):
-                await self._fairness.admit(scope, matched, ticket, rules)
-                token = self._fairness.ticket.set(ticket)
+                refused = await fairness.admit(scope, answer, rules, matched, asked)
+                if refused is not None:
+                    await answer.refuse(refused)
+                    return
+                token = fairness.ticket.set(answer)
             await self.app(scope, receive, answer.send)
         except Exception as error:
-            refused = refused_behind(error)
-            if refused is None or not await answer.refuse(refused):
+            behind = refused_behind(error)
+            if behind is None or not await answer.refuse(behind):
                 raise
         finally:
             if token is not None:
-                self._fairness.ticket.reset(token)
+                fairness.ticket.reset(token)
+
+    def _known(self, scope: Scope) -> tuple[Rules, Matched | None, Asked | None]:
+        """What is known of the request, from outside where it is still the same request."""
+        rules, given = self._fairness.rules, scope.get(GIVEN)
+        if given is not None:
+            if given.place != place_of(scope):
+                self._fairness.rewritten = True
+            elif given.rules is rules:
+                return rules, given.matched, given.asked
+        return rules, self._routes.find(scope), None
 
 
-class _Answer:
-    """What is sent to the client; its head tells the caller's limits, once."""
+class _Answer(Ticket):
+    """What is sent to the client of a request; its head tells the caller's limits, once."""
 
     head = "http.response.start"
+    begun = False
 
-    def __init__(self, scope: Scope, send: Send, dialect: str, ticket: Ticket) -> None:
-        self._scope, self._send, self._dialect, self._ticket = scope, send, dialect, ticket
-        self.begun = False
+    def __init__(self, scope: Scope, send: Send, dialect: str) -> None:
+        self._scope, self._send, self._dialect = scope, send, dialect
 
-    async def send(self, message: Message) -> None:
+    # No coroutine of its own: every part of an answer passes here.
+    def send(self, message: Message) -> Awaitable[None]:
         if message["type"] == self.head:
             self.begun = True
-            ours = fields(self._dialect, self._ticket.verdict)
+            ours = fields(self._dialect, self.verdict)
             if ours:
                 message = {**message, "headers": _merged(message.get("headers", ()), ours)}
-        await self._send(message)
+        return self._send(message)
 
     async def refuse(self, refused: Refused) -> bool:
         """Answer with the refusal, if it is not too late for one."""
@@ -184,7 +214,7 @@ class _Answer:
         return True
 
     def _fields(self, refused: Refused) -> Headers:
-        return fields(self._dialect, self._ticket.verdict, refused.retry_after)
+        return fields(self._dialect, self.verdict, refused.retry_after)
 
 
 class _Socket(_Answer):
@@ -193,10 +223,10 @@ class _Socket(_Answer):
     head = "websocket.accept"
     ended = False
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         if message["type"] in ("websocket.close", "websocket.http.response.start"):
             self.ended = True
-        await super().send(message)
+        return super().send(message)
 
     async def refuse(self, refused: Refused) -> bool:
         if self.ended:
@@ -210,13 +240,15 @@ class _Socket(_Answer):
         return True
 
 
-def _costing(asks: Asks, units: int) -> Asks:
-    return tuple(ask._replace(cost=units) for ask in asks)
+def place_of(scope: Scope) -> tuple[str, str, str]:
+    """What a request's route is found by."""
+    return scope["method"], scope["path"], scope.get("root_path", "")
 
 
-def _merged(theirs: Headers, ours: Headers) -> Headers:
-    names = {name for name, _ in ours}
-    return [(name, value) for name, value in theirs if name.lower() not in names] + ours
+def _merged(theirs: Iterable[tuple[bytes, bytes]], ours: Headers) -> Headers:
+    """Their headers and then ours, which take the place of theirs of the same name."""
+    names = [name for name, _ in ours]
+    return [*[header for header in theirs if header[0].lower() not in names], *ours]
 
 
 def _is_preflight(scope: Scope) -> bool:
@@ -235,8 +267,7 @@ def _take_up(matched: Matched) -> None:
         standing.caller.take_along()
 
 
-def _tell(identity: Identity) -> None:
+def _tell(identity: Identity, standing: Current) -> None:
     """What the resolver found out is what everyone downstream shall know."""
-    standing = current()
     standing.tenant, standing.weight = identity.tenant, identity.weight
     standing.rank(identity.criticality, known=identity.known)

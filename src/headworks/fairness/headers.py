@@ -9,8 +9,9 @@ than its `Retry-After`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from functools import lru_cache
+from math import ceil
 from typing import Final
 
 from headworks.problem import Headers
@@ -21,7 +22,10 @@ LONGEST: Final = 31 * 86400
 
 
 def _seconds(value: float) -> int:
-    return LONGEST if value >= LONGEST else max(0, math.ceil(value - 1e-6))
+    if value >= LONGEST:
+        return LONGEST
+    up = ceil(value - 1e-6)
+    return up if up > 0 else 0
 
 
 def _until(state: LimitState, most: float) -> int:
@@ -34,10 +38,22 @@ def _name(name: str) -> str:
     return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+@lru_cache(maxsize=4096)
+def _item(name: str, limit: int, window: float) -> tuple[str, str]:
+    """What never changes of a limit: its item of `RateLimit-Policy`, how that of `RateLimit` begins."""
+    quoted = _name(name)
+    return f"{quoted};q={limit};w={max(1, _seconds(window))}", f"{quoted};r="
+
+
 def draft_11(verdict: Verdict, most: float) -> Headers:
     """`RateLimit-Policy` and `RateLimit`, one item per limit."""
-    policies = (f"{_name(s.name)};q={s.limit};w={max(1, _seconds(s.window))}" for s in verdict.limits)
-    states = (f"{_name(s.name)};r={max(0, s.remaining)};t={_until(s, most)}" for s in verdict.limits)
+    policies, states = [], []
+    for name, limit, window, allowed, left, reset, again in verdict.limits:
+        policy, state = _item(name, limit, window)
+        seconds = reset if allowed else again
+        after = _seconds(seconds if seconds < most else most)
+        policies.append(policy)
+        states.append(f"{state}{left if left > 0 else 0};t={after}")
     return [
         (b"ratelimit-policy", ", ".join(policies).encode()),
         (b"ratelimit", ", ".join(states).encode()),

@@ -11,13 +11,15 @@ from headworks.identity import Identity
 from headworks.limits.shapes import Bucket, Shape
 from headworks.policy.settings import FairnessSettings, Mode, WhenDown
 from headworks.policy.units import Rate, duration_text
-from headworks.store.protocol import Ask, FinalAsk
-from headworks.verdict import Verdict
+from headworks.store.protocol import Ask, FinalAsk, Question
+from headworks.verdict import LimitState, Verdict
 
 LONGEST: Final = 128
 """Characters of a route's template that go into a key; a longer one is hashed."""
 PLANS: Final = 10_000
 """Plans kept, so that an application which goes on adding routes grows by none of its old ones."""
+ASKED: Final = 10_000
+"""Callers' questions kept, each of one route."""
 
 _ORDER: Final[tuple[Whose, ...]] = ("user", "tenant", "all")
 _MODES: Final[tuple[Mode, ...]] = ("enforce", "shadow", "off")
@@ -43,6 +45,28 @@ class _Plan(NamedTuple):
 
 
 Asks = tuple[Ask, ...]
+
+
+class Asked(NamedTuple):
+    """What a request is asked for: in earnest, all together, and only to see.
+
+    question  the one question that `asks` are; None where there are none
+    """
+
+    asks: Asks = ()
+    shadow: Asks = ()
+    question: Question | None = None
+
+    @classmethod
+    def of(cls, asks: Asks, shadow: Asks) -> Asked:
+        return cls(asks, shadow, Question(asks) if asks else None)
+
+    def costing(self, units: int) -> Asked:
+        """The same limits, asked for `units`."""
+        return Asked.of(
+            tuple(ask._replace(cost=units) for ask in self.asks),
+            tuple(ask._replace(cost=units) for ask in self.shadow),
+        )
 
 
 def when_down_of(settings: FairnessSettings) -> dict[str, WhenDown]:
@@ -71,14 +95,16 @@ def _parts(limits: Iterable[tuple[Rate, Whose]]) -> Iterator[str]:
         seen.add(whose)
 
 
-def near(asks: Sequence[Ask], verdict: Verdict) -> int:
+def near(asks: Sequence[Ask], verdict: Verdict, fullest: LimitState | None) -> int:
     """Units just taken beyond four fifths of the limit that is fullest; of a bucket, of its burst."""
-    fullest = verdict.tightest
     if not verdict.allowed or verdict.degraded or fullest is None:
         return 0
-    ask = next(ask for ask in asks if ask.name == fullest.name)
-    most = ask.shape.burst if isinstance(ask.shape, Bucket) else ask.shape.limit
-    return max(0, min(ask.cost, most - fullest.remaining - most * 4 // 5))
+    for name, _, shape, cost in asks:
+        if name == fullest.name:
+            most = shape.burst if isinstance(shape, Bucket) else shape.limit
+            beyond = most - fullest.remaining - most * 4 // 5
+            return min(cost, beyond) if beyond > 0 else 0
+    return 0
 
 
 class Limits:
@@ -101,21 +127,32 @@ class Limits:
             self._endpoint(path, wanted)
         self._exempt = {normalised(path) for path in settings.exempt}
         self._plans: dict[tuple[str, Matched | None], _Plan] = {}
+        self._asked: dict[tuple[str, str, str, Matched | None], Asked] = {}
 
-    def asks(self, identity: Identity, matched: Matched | None) -> tuple[Asks, Asks]:
-        """The limits of a caller on a route: those that decide, and those that are only watched."""
-        plan = self._plans.get((identity.tier, matched)) or self._plan(identity.tier, matched)
-        enforced, shadow, cost = plan
-        return (
-            self._asked(enforced, cost, identity) if enforced else (),
-            self._asked(shadow, cost, identity) if shadow else (),
-        )
+    def asks(self, identity: Identity, matched: Matched | None) -> Asked:
+        """The limits of a caller on a route. A caller that comes again is asked the same again: keys
+        and question are made once, as long as they are remembered."""
+        by = (identity.user, identity.tenant, identity.tier, matched)
+        return self._asked.get(by) or self._ask(identity, matched, by)
 
     def paths(self) -> set[str]:
         """The templates that the policy names."""
         return set(self._endpoints) | self._exempt
 
-    def _asked(self, rules: tuple[_Rule, ...], cost: int, identity: Identity) -> Asks:
+    def _ask(
+        self, identity: Identity, matched: Matched | None, by: tuple[str, str, str, Matched | None]
+    ) -> Asked:
+        plan = self._plans.get((identity.tier, matched)) or self._plan(identity.tier, matched)
+        enforced, shadow, cost = plan
+        if len(self._asked) >= ASKED:
+            self._asked.clear()
+        asked = self._asked[by] = Asked.of(
+            self._named(enforced, cost, identity) if enforced else (),
+            self._named(shadow, cost, identity) if shadow else (),
+        )
+        return asked
+
+    def _named(self, rules: tuple[_Rule, ...], cost: int, identity: Identity) -> Asks:
         user, tenant = identity.user, identity.tenant
         ours = f"{{user:{self._service}:{tenant}}}:"
         own = ours if user == tenant else f"{ours}{user}:"

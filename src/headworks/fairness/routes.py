@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, TypeVar, get_args
 
 from starlette._utils import get_route_path
 from starlette.endpoints import HTTPEndpoint
-from starlette.routing import BaseRoute, Host, Match, Mount
+from starlette.routing import BaseRoute, Host, Match, Mount, Route, WebSocketRoute
 from starlette.types import Scope
 
 from headworks.limits.shapes import Bucket, Shape, Window
@@ -36,6 +36,10 @@ _EXEMPT: Final = "__headworks_exempt__"
 _LASTING: Final = "__headworks_lasting__"
 _CANCEL: Final = "__headworks_cancel_on_disconnect__"
 _CONVERTOR = re.compile(r"{(\w+):\w+}")
+_FRAMEWORKS: Final = ("starlette.routing", "fastapi.routing")
+"""Whose way to match a route is known to look at nothing but type, method and path."""
+REMEMBERED: Final = 4096
+"""Methods and paths whose route is remembered."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,6 +132,8 @@ class _Place:
     """One route: how it matches, and what is there, a leaf or the table of a mounted application.
 
     methods  leaves of a class that has an endpoint per method, None where one stands for all
+    plain    whether it matches depends on type, method and path alone: no host, no rule of its own
+    fixed    its path has no parameters
     """
 
     matches: Callable[[Scope], tuple[Match, Scope]]
@@ -135,6 +141,8 @@ class _Place:
     leaf: Matched
     methods: Mapping[str, Matched] | None
     below: _Table | None
+    plain: bool
+    fixed: bool
 
     def found(self, scope: Scope) -> Matched:
         if self.methods is None or scope["type"] != "http":
@@ -152,14 +160,35 @@ class _Table:
             for first in {place.first for place in self.places}
         }
         self._elsewhere = self._by_first.get(None, [])
+        self._known: dict[tuple[str, str, str], Matched] = {}
 
     def find(self, scope: Scope) -> Matched | None:
+        """The route; one without parameters that was found before by a single look.
+
+        What is remembered must be as true of the next request: the path is the whole of a template,
+        the match full, and no route before it looks at more than what is remembered by.
+        """
+        if scope["type"] != "http":
+            return self._find(scope, None)
+        asked = (scope["method"], scope["path"], scope.get("root_path", ""))
+        return self._known.get(asked) or self._find(scope, asked)
+
+    def _find(self, scope: Scope, asked: tuple[str, str, str] | None) -> Matched | None:
         partial: Matched | None = None
+        plain = asked is not None
         first = get_route_path(scope).lstrip("/").partition("/")[0]
         for place in self._by_first.get(first, self._elsewhere):
             match, child = place.matches(scope)
+            plain = plain and place.plain
             if match is Match.FULL:
-                return place.below.find({**scope, **child}) if place.below else place.found(scope)
+                if place.below:
+                    return place.below.find({**scope, **child})
+                found = place.found(scope)
+                if plain and place.fixed and asked is not None:
+                    if len(self._known) >= REMEMBERED:  # roots and odd methods are not ours to bound
+                        self._known.clear()
+                    self._known[asked] = found
+                return found
             if match is Match.PARTIAL and partial is None:
                 partial = place.leaf
         return partial
@@ -187,14 +216,14 @@ class Routes:
 
     def _current(self) -> _Table:
         routes = self._app.routes
-        known = self._lists
-        if (
-            self._table is None
-            or known[0][0] is not routes
-            or any(len(sequence) != length for sequence, length in known)
-        ):
-            self._lists = [(sequence, len(sequence)) for sequence in _sequences(routes)]
-            self._table = _Table(routes, "")
+        if self._table is not None and self._lists[0][0] is routes:
+            for sequence, length in self._lists:
+                if len(sequence) != length:
+                    break
+            else:
+                return self._table
+        self._lists = [(sequence, len(sequence)) for sequence in _sequences(routes)]
+        self._table = _Table(routes, "")
         return self._table
 
 
@@ -227,7 +256,13 @@ def _place(route: Any, prefix: str) -> _Place:
     leaf, methods = _leaf(template or "/", endpoint), None
     if isinstance(endpoint, type) and issubclass(endpoint, HTTPEndpoint):
         methods = {name: _leaf(template or "/", handler, leaf) for name, handler in _handlers(endpoint)}
-    return _Place(route.matches, _first(path), leaf, methods, below)
+    matches = route.matches
+    plain = (
+        isinstance(original, (Route, WebSocketRoute, Mount))
+        and getattr(matches, "__module__", None) in _FRAMEWORKS
+    )
+    fixed = path is not None and "{" not in path and isinstance(original, Route)
+    return _Place(matches, _first(path), leaf, methods, below, plain, fixed)
 
 
 def _leaf(template: str, endpoint: Any, outer: Matched | None = None) -> Matched:

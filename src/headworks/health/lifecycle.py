@@ -94,6 +94,9 @@ class Termination:
         self._wait_for_the_end(number)
 
     def _wait_for_the_end(self, number: int) -> None:
+        """The server drains from now on; a further signal does not make it begin anew."""
+        if self.ends_at is not None:
+            return
         patience = self._patience
         config = getattr(getattr(self._handlers[number], "__self__", None), "config", None)
         server: Any = getattr(config, "timeout_graceful_shutdown", None)

@@ -9,12 +9,15 @@ a connection has `LIFETIME` seconds for everything, and when there are `MOST` of
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from http import HTTPStatus
 from typing import Final, cast
 
 from headworks.errors import HeadworksError
 from headworks.health.probes import Page, Pages
+
+log = logging.getLogger("headworks")
 
 MOST: Final = 256
 """Connections at once."""
@@ -24,6 +27,7 @@ MOST_HEAD: Final = 8192
 """Bytes of a request's head."""
 
 _TOO_LARGE: Final = Page(431, "text/plain", b"the head of the request is too large\n")
+_UNMADE: Final = Page(500, "text/plain", b"this page could not be made; the log says why\n")
 _UNREADABLE: Final = Page(400, "text/plain", b"this is no HTTP/1 request\n")
 
 
@@ -77,7 +81,11 @@ class Management:
         words = head.partition(b"\r\n")[0].decode("latin-1").split(" ")
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
             return _wire(_UNREADABLE)
-        page = self._pages.page(words[0], words[1].partition("?")[0], inside=True)
+        try:
+            page = self._pages.page(words[0], words[1].partition("?")[0], inside=True)
+        except Exception:  # a number that cannot be read is no reason to hang up
+            log.exception("the page %.80r could not be made", words[1])
+            page = _UNMADE
         return _wire(page, body=words[0] != "HEAD")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
 from starlette._utils import get_route_path
@@ -21,6 +21,7 @@ from headworks.health.readiness import Health
 HEALTH: Final = "/health"
 READY: Final = "/ready"
 METRICS: Final = "/metrics"
+PATHS: Final = (HEALTH, READY, METRICS)
 
 _JSON: Final = "application/json"
 _FORWARDED: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip"})
@@ -51,7 +52,7 @@ class Pages:
 
     def page(self, method: str, path: str, *, inside: bool) -> Page:
         """The answer; to those outside there are no metrics, and `/ready` gives no reasons."""
-        if path not in (HEALTH, READY, METRICS) or (path == METRICS and not inside):
+        if path not in PATHS or (path == METRICS and not inside):
             return _NOT_FOUND
         if method not in ("GET", "HEAD"):
             return _ONLY_READ
@@ -67,19 +68,23 @@ class Pages:
 class Probes:
     """Answers the three paths itself, and passes on everything else.
 
-    allow  networks that count as inside, beside loopback: of those who connect themselves. What a
-           proxy passed on is from outside, whatever the proxy's address
+    allow  tells the networks that count as inside, beside loopback: of those who connect themselves.
+           What a proxy passed on is from outside, whatever the proxy's address
     """
 
-    def __init__(self, app: ASGIApp, pages: Pages, *, allow: Iterable[Network] = ()) -> None:
+    def __init__(self, app: ASGIApp, pages: Pages, *, allow: Callable[[], Sequence[Network]]) -> None:
         self.app = app
-        self._pages, self._allow = pages, tuple(allow)
+        self._pages, self._allow = pages, allow
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = get_route_path(scope) if scope["type"] == "http" else ""
-        if path not in (HEALTH, READY, METRICS):
-            await self.app(scope, receive, send)
-            return
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # Every request passes here: how its path ends tells most apart, and there is no frame to leave.
+        if scope["type"] == "http" and scope["path"].endswith(PATHS):
+            path = get_route_path(scope)
+            if path in PATHS:
+                return self._answer(path, scope, send)
+        return self.app(scope, receive, send)
+
+    async def _answer(self, path: str, scope: Scope, send: Send) -> None:
         page = self._pages.page(scope["method"], path, inside=self._inside(scope))
         headers = [
             (b"content-type", page.content_type.encode()),
@@ -98,4 +103,4 @@ class Probes:
             return False
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped
-        return address.is_loopback or any(address in network for network in self._allow)
+        return address.is_loopback or any(address in network for network in self._allow())

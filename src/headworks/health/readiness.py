@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
+from headworks.clock import loop_clock
 from headworks.health.errors import ErrorRate
 from headworks.policy.settings import HealthSettings
 from headworks.telemetry import Changed, Event, Served, Telemetry
@@ -73,7 +74,8 @@ class Health:
     ) -> None:
         self._settings, self._full_for, self._permit = settings, full_for, permit
         self._facts, self._telemetry, self._rng = facts, telemetry, rng
-        self._errors = ErrorRate()
+        self._errors, self._now = ErrorRate(), loop_clock()
+        self.hears = {Served: self._answered}
         self._stage = Stage.STARTING
         self._away: str | None = None
         self._back_at = 0.0
@@ -85,9 +87,9 @@ class Health:
         return self._stage is Stage.SERVING and self._away is None
 
     def record(self, event: Event) -> None:
-        """Hear of an answer (as a sink)."""
+        """Hear of an event (as a sink): an answer counts."""
         if isinstance(event, Served):
-            self._errors.record(event.status, asyncio.get_running_loop().time())
+            self._answered(event)
 
     def start(self) -> None:
         """The pod starts up (again)."""
@@ -159,6 +161,9 @@ class Health:
         if self._permit is not None and self._asked:
             await self._permit.give_back()
             self._asked = False
+
+    def _answered(self, event: Served) -> None:
+        self._errors.record(event.status, self._now())
 
     def _pressure(self, error_rate: float) -> str | None:
         if self._full_for() >= self._settings.saturated_for:

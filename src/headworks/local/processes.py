@@ -128,12 +128,12 @@ class Child:
             self._say(f"{self.name} ended ({_how(code)}); it comes back in {delay:.1f} s")
             if await self._told_to_leave_within(delay):
                 return
+            self.restarts += 1  # before: what is told of the new process counts it
             try:
                 await self._spawn()
             except OSError as error:
+                self.restarts -= 1
                 self._say(f"{self.name} cannot be started: {error.strerror or error}")
-            else:
-                self.restarts += 1
 
     async def _told_to_leave_within(self, seconds: float) -> bool:
         try:

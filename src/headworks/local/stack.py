@@ -14,16 +14,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from headworks.gateway import nginx
+from headworks.gateway.shares import Address
 from headworks.local import parts, probe, status
-from headworks.local.parts import LOOPBACK, Unusable
+from headworks.local.gateways import GATEWAYS, Unusable
+from headworks.local.parts import LOOPBACK
 from headworks.local.processes import Child, Command
+from headworks.local.renewal import Renewal
+from headworks.policy.load import load
 from headworks.policy.settings import Policy
 
 Wait = Callable[[], Coroutine[Any, Any, None]]
 
 STORE_WAIT, VENDOR_WAIT, POD_WAIT, GATEWAY_WAIT = 5.0, 20.0, 60.0, 10.0
 """Seconds each kind of part may take until it answers for the first time."""
+OWN_STORE = {"HEADWORKS_STORE__URL": f"valkey://{LOOPBACK}"}
+"""What stands in for the policy's store where the policy is read before ours runs."""
 PATIENCE = 3.0
 """Seconds of silence after which a start says whom it waits for."""
 
@@ -33,6 +38,7 @@ class Stack:
 
     pods         how many pods
     port         where the gateway listens
+    gateway      which product stands in front: a name in `GATEWAYS`
     folder       its own: logs, the gateway's files, `stack.json`; removed at the end unless `keep`
     vendor_urls  real vendors by name; the others are faked
     environ      the environment of every part
@@ -46,6 +52,7 @@ class Stack:
         *,
         pods: int,
         port: int,
+        gateway: str,
         folder: Path,
         keep: bool,
         vendor_urls: Mapping[str, str],
@@ -57,15 +64,17 @@ class Stack:
         if unknown:
             known = ", ".join(policy.vendors) or "none"
             raise Unusable(f"the policy has no vendor named {unknown[0]}; it has: {known}")
-        self._policy, self._file = policy, policy_file
-        self._pods, self._port = pods, port
+        self._policy, self._file = _here(policy, pods), policy_file
+        self._pods, self._port, self._gateway = pods, port, GATEWAYS[gateway]
         self._folder, self._keep = folder, keep
         self._vendor_urls = dict(vendor_urls)
-        self._environ = {**environ, "PYTHONUNBUFFERED": "1"}
+        # The stack brings its own store, so the policy's need not be reachable, or even set, here.
+        self._environ = {**environ, "PYTHONUNBUFFERED": "1", **OWN_STORE}
         self._say, self._rng = say, rng
         self._parts: list[tuple[str, str, str, Child]] = []  # kind, url, where it is managed, child
         self._fake_urls: dict[str, str] = {}
         self._awaited: list[str] = []
+        self._renewing: asyncio.Task[None] | None = None
         self._opened = self._running = False
 
     @property
@@ -109,6 +118,31 @@ class Stack:
             telling.cancel()
             await asyncio.wait((telling,))
         self._running = True
+        renewal = self._renewal(serving)
+        self._renewing = asyncio.create_task(renewal.watch(), name="watch of the policy")
+
+    def _renewal(self, ports: list[int]) -> Renewal:
+        """What happens when the policy file changes."""
+        children = [child for kind, _, _, child in self._parts if kind == "pod"]
+        by_name = dict(zip((child.name for child in children), ports, strict=True))
+        (gateway,) = (child for kind, _, _, child in self._parts if kind == "gateway")
+
+        def take_over(policy: Policy) -> None:
+            if self._write_gateway(policy, ports) and gateway.pid is not None:
+                self._gateway.take_over(gateway.pid)
+
+        async def ready(pod: Child) -> bool:
+            return await probe.http_status(LOOPBACK, by_name[pod.name], "/ready") == 200
+
+        return Renewal(
+            self._file,
+            self._policy,
+            reread=lambda: _here(load(self._file, self._environ), self._pods),
+            gateway=take_over,
+            pods=children,
+            ready=ready,
+            say=self._say,
+        )
 
     async def _tell_whom_it_waits_for(self) -> None:
         while True:
@@ -118,6 +152,9 @@ class Stack:
 
     async def stop(self) -> None:
         """End every part: gateway, pods, vendors, store; each kind side by side. Never raises."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.wait((self._renewing,))
         for kind in ("gateway", "pod", "vendor", "store"):
             children = [child for its_kind, _, _, child in self._parts if its_kind == kind]
             await asyncio.gather(*(child.stop() for child in children))
@@ -167,12 +204,16 @@ class Stack:
         return waits
 
     async def _start_gateway(self, ports: list[int]) -> None:
-        addresses = [nginx.Address(LOOPBACK, port) for port in ports]
-        command = parts.gateway(
-            self._policy, addresses, self._folder / "gateway", self._port, self._environ
-        )
+        folder = self._folder / "gateway"
+        command = self._gateway.command(folder, self._environ, self._folder / "gateway.log")
+        self._write_gateway(self._policy, ports)
         child = await self._start("gateway", "gateway", self.url, command)
-        await self._answers(child, self._port, nginx.HEALTH, GATEWAY_WAIT)
+        await self._answers(child, self._port, self._gateway.health, GATEWAY_WAIT)
+
+    def _write_gateway(self, policy: Policy, ports: list[int]) -> list[str]:
+        """Its files, for these pods; which of them changed."""
+        pods = [Address(LOOPBACK, port) for port in ports]
+        return self._gateway.write(policy, pods, self._folder / "gateway", self._port, LOOPBACK)
 
     async def _start(
         self, name: str, kind: str, url: str, command: Command, management: str = ""
@@ -245,6 +286,12 @@ class Stack:
             status.write(self._folder, self.status())
         except OSError as error:
             self._say(f"cannot write {self._folder / status.FILE}: {error.strerror}")
+
+
+def _here(policy: Policy, pods: int) -> Policy:
+    """The policy with as many pods as are run here, whatever it says for its cluster."""
+    deploy = policy.deploy.model_copy(update={"replicas": pods, "max_replicas": None})
+    return policy.model_copy(update={"deploy": deploy})
 
 
 def _lives(pid: int) -> bool:

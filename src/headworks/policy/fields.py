@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlsplit
+from zoneinfo import available_timezones
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, ValidationInfo
 from pydantic_core import CoreSchema, core_schema
@@ -29,6 +30,9 @@ from headworks.policy.units import (
     shown,
     size_text,
 )
+
+ROLLING = "rolling"
+"""A day that is any 24 hours, instead of one from midnight to midnight."""
 
 
 class Section(BaseModel):
@@ -106,17 +110,18 @@ class Whole(Kind):
 
 @dataclass(frozen=True)
 class Ratio(Kind):
-    """A part of a whole: more than 0, at most 1."""
+    """A part of a whole: more than 0, at most 1; or 0 too, where `none` says so."""
 
+    none: bool = False
     unit = "ratio"
 
     def allowed(self) -> str:
-        return "more than 0, at most 1"
+        return "0 to 1" if self.none else "more than 0, at most 1"
 
     def parse(self, value: object, info: ValidationInfo) -> float:
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise ValueError(f"{shown(value)} is not a number; allowed is {self.allowed()}")
-        if not 0 < value <= 1:
+        if not 0 <= value <= 1 or not (value or self.none):
             raise ValueError(f"{shown(value)} is out of range; allowed is {self.allowed()}")
         return float(value)
 
@@ -270,6 +275,13 @@ def parse_request_rate(value: object) -> Rate:
     return rate
 
 
+def parse_day(value: object) -> str:
+    """`rolling`, or the name of a time zone."""
+    if value == ROLLING or value in available_timezones():
+        return str(value)
+    raise ValueError(f'{shown(value)} is no time zone; write "UTC", "America/Los_Angeles" or "rolling"')
+
+
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, (str, Rate)) else value
 
@@ -281,6 +293,7 @@ QuotaRate = Annotated[
 Quota = Annotated[tuple[QuotaRate, ...], BeforeValidator(_as_list)]
 Networks = tuple[Annotated[Network, Parsed(parse_network, "network", '"10.0.0.0/8" or an address')], ...]
 BaseUrl = Annotated[str, Parsed(parse_base_url, "url", "http:// or https://, no credentials, no query")]
+Day = Annotated[str, Parsed(parse_day, "time zone", '"UTC", "America/Los_Angeles" or "rolling"')]
 Name = Annotated[
     str, Text("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", "1 to 63 of a-z, 0-9 and -, such as fastapi-app")
 ]

@@ -32,11 +32,10 @@ Findings = Iterator[Finding]
 
 
 def tightest(vendor: VendorSettings) -> float:
-    """Requests per second that the account's quotas allow this service; inf without a request quota."""
-    return (
-        min((rate.per_second for rate in vendor.quota if rate.unit == "requests"), default=math.inf)
-        * vendor.share
-    )
+    """Requests per second at which the account's quotas let this service go; inf without one on requests
+    over less than an hour. A quota per day says how many, not how fast."""
+    paces = (rate.per_second for rate in vendor.quota if rate.unit == "requests" and not rate.counted)
+    return min(paces, default=math.inf) * vendor.share
 
 
 def per_minute(per_second: float) -> str:

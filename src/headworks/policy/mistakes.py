@@ -35,8 +35,9 @@ def dotted(location: Location) -> str:
 
 
 def key_shown(key: str) -> str:
-    """A caller's key as messages may say it: enough to find it by, and nothing to send."""
-    return key if len(key) <= 8 else f"{key[:4]}…"
+    """A caller's key as messages may say it: enough to find it by, and nothing to send. One of three
+    characters is no secret."""
+    return key if len(key) < 4 else f"{key[: min(4, len(key) // 2)]}…"
 
 
 def explain(error: ValidationError) -> list[Problem]:

@@ -49,6 +49,7 @@ SPARE_CONNECTIONS = 10_000
 Criticality = Literal["background", "sheddable", "default", "critical"]
 HeaderDialect = Literal["draft-11", "x-ratelimit", "off"]
 Background = Literal["free", "hold"]
+GatewayMode = Literal["enforce", "shadow"]
 WhenDown = Literal["share", "open", "closed"]
 Scope = Literal["user", "tenant", "all"]
 Mode = Literal["enforce", "shadow", "off"]
@@ -60,6 +61,12 @@ _HEADER = "[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
 HeaderName = Annotated[str, Text(_HEADER, 'a header name, such as "X-Request-Timeout"')]
 AppName = Annotated[str, Text(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", 'module:attribute, as in "main:app"')]
 Image = Annotated[str, Text(r"[a-z0-9][\w./:@-]{0,254}", 'an image, such as "registry.example/app:1"')]
+HostName = Annotated[
+    str,
+    Text(
+        r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+", "a name, as api.example.org"
+    ),
+]
 Path = Annotated[str, Text(r"/[\x21-\x7e]{0,255}", 'a path, such as "/chat"')]
 TierName = Annotated[str, Text("[a-z0-9][a-z0-9_-]{0,62}", "1 to 63 of a-z, 0-9, _ and -")]
 VendorName = Annotated[str, Text("[a-z0-9][a-z0-9_-]{0,62}", "1 to 63 of a-z, 0-9, _ and -")]
@@ -88,26 +95,44 @@ class ServiceSettings(Section):
 class GatewaySettings(Section):
     """Layer 1: who may enter."""
 
+    mode: Annotated[GatewayMode, Choice(("enforce", "shadow"))] = "enforce"
+    """Refuse what is over a rate or a number of connections, or let it pass and mark it."""
     total_rate: RequestRate = Rate(2000, 1.0)
     """Requests of all clients together."""
     per_ip_rate: RequestRate = Rate(100, 1.0)
     """Requests of one client address."""
-    per_ip_connections: Annotated[int, Whole(1, 100_000)] = 20
+    per_ip_connections: Annotated[int, Whole(1, 65_535)] = 20
     """Requests in progress from one client address."""
+    connections: Annotated[int, Whole(64, 1_000_000)] = 4096
+    """Connections of all clients together that one gateway holds open."""
+    replicas: Annotated[int, Whole(1, 1000)] = 1
+    """Gateways side by side; where each counts for itself, each gets its part of every limit."""
     max_body: Annotated[int, Bytes(1, 1024**3)] = 1024**2
     """The largest request body; a larger one is a 413."""
-    max_header: Annotated[int, Bytes(1024, 1024**2)] = 16 * 1024
+    max_header: Annotated[int, Bytes(2048, 1024**2)] = 16 * 1024
     """The largest request head."""
     header_timeout: Annotated[float, Seconds(0.1, 600)] = 10.0
     """How long a client may take to send its head."""
     body_timeout: Annotated[float, Seconds(0.1, 600)] = 10.0
     """How long a client may pause while it sends its body."""
+    upload_timeout: Annotated[float, Seconds(0.1, 3600)] = 30.0
+    """How long a client may take to send its request as a whole."""
     connect_timeout: Annotated[float, Seconds(0.01, 60)] = 1.0
     """Opening a connection to a pod."""
     request_timeout: Annotated[float, Seconds(0.1, 7200)] | None = None
     """How long the gateway waits for a pod; absent: `service.sla` + 5s."""
+    attempts: Annotated[int, Whole(1, 5)] = 3
+    """Pods a request is offered to, the first included, while offering it twice cannot do it twice."""
+    check_interval: Annotated[float, Seconds(0.1, 60)] = 0.2
+    """How often the gateway asks each pod whether it is ready."""
+    panic: Annotated[float, Ratio(none=True)] = 0.3
+    """When a smaller part of the pods than this is ready, all that answer get traffic; 0: never."""
     trust: Networks = ()
     """Whose forwarding headers the gateway believes: the load balancers in front of it."""
+    host: HostName | None = None
+    """The name clients ask for; absent: whatever they ask for."""
+    tls_secret: Name | None = None
+    """The Kubernetes Secret with the certificate; absent: TLS ends in front of the gateway."""
 
 
 class HealthSettings(Section):
@@ -130,8 +155,8 @@ class ManagementSettings(Section):
 
     port: Annotated[int, Whole(0, 65_535)] | None = None
     """Where; 0: nowhere. Absent: 9000 under `headworks serve`, nowhere under other servers."""
-    host: Host = "0.0.0.0"
-    """On which address; probes come to the pod's own."""
+    host: Host | None = None
+    """On which address. Absent: the service's under `headworks serve`, every one under other servers."""
     allow: Networks | None = None
     """Who sees metrics and the reasons of `/ready` on the service's port; absent: `service.trust`."""
 
@@ -296,8 +321,28 @@ class DeploySettings(Section):
 
     image: Image = "app:latest"
     """The container image."""
+    base_image: Image = "python:3.13-slim"
+    """What the rendered Dockerfile builds on."""
+    namespace: Name | None = None
+    """The Kubernetes namespace; absent: `service.name`."""
     replicas: Annotated[int, Whole(1, 10_000)] = 1
     """Pods that run at once."""
+    max_replicas: Annotated[int, Whole(1, 10_000)] | None = None
+    """Pods to scale up to; absent: there are `replicas`, whatever the load."""
+    scale_at: Annotated[float, Ratio()] = 0.7
+    """The part of `admission.max_in_flight` in use, on average, above which pods are added."""
+    cpu: Annotated[float, Ratio()] = 0.5
+    """The part of a core that is reserved for a pod; one process can use one core at most."""
+    memory: Annotated[int, Bytes(64 * 1024**2, 1024**4)] = 512 * 1024**2
+    """A pod's memory, reserved and at most."""
+    store_image: Image | None = None
+    """The image of a Valkey to run beside the pods; absent: the store is run by somebody else."""
+    store_memory: Annotated[int, Bytes(64 * 1024**2, 1024**4)] = 256 * 1024**2
+    """That Valkey's memory; its data gets three quarters."""
+    gateway_namespace: Name = "envoy-gateway-system"
+    """The namespace from which the gateway reaches the pods."""
+    monitoring_namespace: Name = "monitoring"
+    """The namespace from which metrics are read."""
     port: Annotated[int, Whole(1, 65_535)] = 8000
     """Where a pod listens."""
     gateway_port: Annotated[int, Whole(1, 65_535)] = 8080
@@ -323,6 +368,11 @@ class Policy(Section):
     vendors: dict[VendorName, VendorSettings] = Field(default_factory=dict)
     """The vendors the service calls, by name."""
     deploy: DeploySettings = DeploySettings()
+
+    @property
+    def namespace(self) -> str:
+        """The Kubernetes namespace of the pods."""
+        return self.deploy.namespace or self.service.name
 
     @property
     def request_timeout(self) -> float:

@@ -24,6 +24,8 @@ MAX_AMOUNT = 1_000_000_000
 """Units per period a rate may have at most."""
 MIN_PERIOD, MAX_PERIOD = 0.1, 31 * 86400.0
 """Seconds a rate's period may have."""
+COUNTED = 3600.0
+"""Seconds of a period from which on a quota says how many, not how fast."""
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _PERIODS = _SECONDS | {
@@ -150,6 +152,11 @@ class Rate:
     def per_second(self) -> float:
         """Units per second, on average."""
         return self.amount / self.period
+
+    @property
+    def counted(self) -> bool:
+        """Whether it is kept by counting alone: nobody spaces out a quota over hours or days."""
+        return self.period >= COUNTED
 
     def __str__(self) -> str:
         names = {1.0: "s", 60.0: "min", 3600.0: "h", 86400.0: "d"}

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from headworks.policy.fields import (
     BaseUrl,
     Choice,
+    Day,
     Name,
     Quota,
     Ratio,
@@ -73,6 +74,9 @@ class VendorSettings(Section):
     """Where the vendor answers; a client pointed at another origin is refused."""
     quota: Annotated[Quota, Field(min_length=1)]
     """The vendor's limits for the account, as its contract states them; all of them hold together."""
+    day: Day | None = None
+    """Where quotas per day start anew at midnight: the vendor's time zone; `rolling`: a day is any 24
+    hours; absent: what the profile says."""
     profile: str = "generic"
     """What is known about how the vendor enforces, charges and answers."""
     account: Name = "main"

@@ -109,7 +109,7 @@ Write = Callable[[Any, list[str], list[Argument]], None]
 """Appends a question or a report to the keys and arguments of a call."""
 Read = Callable[[Any, Sequence[int], int], tuple[Any, int]]
 """Its answer in the reply's numbers from an index, and where the next one's begin."""
-Caller = tuple[asyncio.Future[Any], Any, Write, Read]
+Waiting = tuple[asyncio.Future[Any], Any, Write, Read]
 """Who waits for the future, and what for."""
 
 
@@ -120,7 +120,7 @@ class Call:
 
     def __init__(self, batches: Batches, slot: int | None) -> None:
         self.slot = slot
-        self.callers: list[Caller] = []
+        self.callers: list[Waiting] = []
         self.give_up: GiveUp | None = None
         self._batches, self._over = batches, False
 
@@ -147,9 +147,7 @@ class Call:
         self._end()
         try:
             _hand_out(self.callers, reply)
-        except (
-            Exception
-        ) as error:  # a reply that cannot be read: theirs to hear of, not the connection's
+        except Exception as error:  # what cannot be read is theirs to hear of, not the connection's
             self.fail(error)
 
     def set_exception(self, error: BaseException) -> None:
@@ -234,7 +232,7 @@ class Batches:
         self._sent.add(call)
         try:
             call.give_up = self._link.post(self._script, keys, arguments, call)
-        except StoreDown as error:  # a link that is closed
+        except Exception as error:  # a link that is closed, a key that cannot be written
             call.set_exception(error)
 
     def back(self, call: Call) -> None:
@@ -260,9 +258,7 @@ def _numbers(size: int) -> Callable[[bytes], tuple[int, ...]]:
     return struct.Struct(f"<{size // 8}q").unpack
 
 
-def _hand_out(
-    callers: Sequence[tuple[asyncio.Future[Any], Any, Write, Read]], reply: Sequence[Any]
-) -> None:
+def _hand_out(callers: Sequence[Waiting], reply: Sequence[Any]) -> None:
     packed = reply[0]
     failed = dict(zip(reply[1::2], reply[2::2], strict=True)) if len(reply) > 1 else None
     numbers = _numbers(len(packed))(packed)

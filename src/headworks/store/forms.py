@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from headworks.limits.breaker import BreakerRules, Ending
 from headworks.limits.shapes import NEVER_US, Bucket, Shape
 from headworks.store.batch import Argument
-from headworks.store.protocol import Question, Report, Standing
+from headworks.store.protocol import Ask, Question, Report, Standing
 from headworks.verdict import NEVER, Blocked, LimitState, Verdict
 
 PREFIX = "hw1:"
@@ -118,16 +118,28 @@ def write_report(report: Report, keys: list[str], arguments: list[Argument]) -> 
 def verdict(question: Question, numbers: Sequence[int], i: int) -> tuple[Verdict, int]:
     """The verdict on a question in the numbers from `i`, and where the next one's begin."""
     asks, horizon, gate, _, demand = question
-    now = numbers[0]
-    if gate is None and horizon <= 0 and demand <= 0 and len(asks) == 1:
-        name, _, shape, _ = asks[0]
-        left, reset, wait = numbers[i : i + 3]
-        again = NEVER if wait == NEVER_US else wait / SECOND
-        state = (name, shape.limit, shape.period_us / SECOND, not wait, left, reset / SECOND, again)
-        limits = (tuple.__new__(LimitState, state),)
-        plain = (not wait, again, limits, 0.0, 0 if wait else now, 0, 0, None, 0.0, False)
-        return tuple.__new__(Verdict, plain), i + 3
+    if gate is None and horizon <= 0 and demand <= 0 and asks:
+        return _plain(asks, numbers, i)
     return _verdict(question, numbers, i)
+
+
+def _plain(asks: tuple[Ask, ...], numbers: Sequence[int], i: int) -> tuple[Verdict, int]:
+    """The same for limits alone that are asked about now, as nearly all are."""
+    longest, limits = 0, []
+    for name, _, shape, _ in asks:
+        left, reset, wait = numbers[i : i + 3]
+        again = wait / SECOND
+        if wait == NEVER_US:
+            longest, again = NEVER_US, NEVER
+        elif wait > longest != NEVER_US:
+            longest = wait
+        state = (name, shape.limit, shape.period, not wait, left, reset / SECOND, again)
+        limits.append(tuple.__new__(LimitState, state))
+        i += 3
+    again = NEVER if longest == NEVER_US else longest / SECOND
+    at = 0 if longest else numbers[0]
+    plain = (not longest, again, tuple(limits), 0.0, at, 0, 0, None, 0.0, False)
+    return tuple.__new__(Verdict, plain), i
 
 
 def _verdict(question: Question, numbers: Sequence[int], i: int) -> tuple[Verdict, int]:

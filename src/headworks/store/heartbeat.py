@@ -17,6 +17,7 @@ import logging
 import os
 import random
 from collections import deque
+from contextvars import Context
 
 from headworks.store.protocol import Shared, StoreDown
 
@@ -47,9 +48,12 @@ class Heartbeat:
         self._beating: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Begin to beat, in one task that lives until `end` or the end of its loop."""
+        """Begin to beat, in one task that lives until `end` or its loop ends; again does nothing."""
+        if self._beating is not None:
+            return
         self._process = f"{os.getpid()}-{self._rng.getrandbits(64):016x}"
-        self._beating = asyncio.get_running_loop().create_task(self._beat(), name="store-heartbeat")
+        loop, beat = asyncio.get_running_loop(), self._beat()  # no part of whose request came first
+        self._beating = loop.create_task(beat, name="store-heartbeat", context=Context())
 
     async def _beat(self) -> None:
         loop, silent = asyncio.get_running_loop(), False

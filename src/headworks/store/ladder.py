@@ -7,9 +7,8 @@
     down  every question is decided by this process at once. One task at a time looks, with growing
           pauses, whether the store answers again.
 
-A deadline that comes due looks once more whether the answer has arrived, as a loop that was held up
-runs timers and sockets in one go. One that comes due late looks for longer, and if there is no answer
-even then, that says nothing about the store.
+A deadline that comes due after the event loop was held up looks for longer, and if there is no answer
+even then, that says nothing about the store (`deadline.py`).
 
 Deciding alone means, for each limit, by `when_down`: "share", this process's part of it (`LocalShare`,
 whose number of processes is that of the last `Heartbeat`); "open", no limit, only what the local breaker
@@ -21,12 +20,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import Context
 from typing import Literal
 
+from headworks.store.deadline import Deadlines, LoopLag
 from headworks.store.heartbeat import Heartbeat
-from headworks.store.protocol import Question, Report, Shared, Standing, StoreDown, StoreStatistics
+from headworks.store.protocol import Gate, Question, Report, Shared, Standing, StoreDown, StoreStatistics
 from headworks.store.share import LocalShare
 from headworks.verdict import Verdict
 
@@ -37,14 +37,6 @@ OnChange = Callable[[str, str], None]
 
 FAILURES = 3
 """Failures in a row after which the store counts as down."""
-LAG = 0.005
-"""Seconds by which a timer must be late for the event loop to have been held up."""
-TICKS = 4
-"""Parts of a deadline, at the end of each of which is looked whether the event loop has been held up."""
-GLANCE = 0.001
-"""Seconds before its end at which a deadline comes due: for the last look."""
-LOOK_AGAIN = 0.02
-"""Seconds that the last look takes after the event loop has been held up."""
 PAUSES = (0.1, 0.8)
 """First and longest pause between looks at a store that is down, seconds; doubled in between."""
 TRIAL_TIMEOUT = 1.0
@@ -58,51 +50,6 @@ CLOSED_RETRY = 1.0
 """`retry_after` of a refusal by "closed"."""
 
 
-class _LoopLag(TimeoutError):
-    """The time was up, but the event loop had been held up: nobody knows who was slow."""
-
-
-class _Deadline:
-    """Like `asyncio.timeout`, but with a last look, which is longer when a timer meanwhile was late."""
-
-    __slots__ = ("_lagged", "_left", "_scope", "_tick", "_timer")
-
-    def __init__(self, seconds: float) -> None:
-        self._tick, self._left, self._lagged = max(0.0, seconds - GLANCE) / TICKS, TICKS, False
-
-    async def __aenter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time() + self._tick
-        self._timer = loop.call_at(due, self._due, due)
-        self._scope = asyncio.timeout(None)
-        await self._scope.__aenter__()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._timer.cancel()
-        try:
-            await self._scope.__aexit__(kind, error, traceback)
-        except TimeoutError as late:
-            if self._lagged:
-                raise _LoopLag from late
-            raise
-
-    def _due(self, when: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._lagged = self._lagged or loop.time() - when > LAG
-        self._left -= 1
-        if self._left < 0:
-            self._scope.reschedule(loop.time())
-            return
-        wait = self._tick if self._left else LOOK_AGAIN if self._lagged else GLANCE
-        due = max(loop.time(), when + wait) if self._left else loop.time() + wait
-        self._timer = loop.call_at(due, self._due, due)
-
-
 class LadderStore:
     """A store that always answers, in time.
 
@@ -112,6 +59,8 @@ class LadderStore:
                       when it is needed, so it may change meanwhile
     group             whose processes share the limits: they are counted together, from the first
                       question on
+    gates             keys of gates that more than the group may share: for what stands behind one, all
+                      processes that name it are counted
     replicas          how many there are as long as nothing was counted, ≥ 1
     rng               spreads the looks and beats of many processes over time
     on_change         told ("up" | "down", why) when the store goes or comes back
@@ -125,14 +74,17 @@ class LadderStore:
         when_down: WhenDown = "share",
         when_down_for: Mapping[str, WhenDown] | None = None,
         group: str = "all",
+        gates: Iterable[str] = (),
         replicas: int = 1,
         rng: random.Random,
         on_change: OnChange | None = None,
     ) -> None:
-        self._inner, self._timeout = inner, decision_timeout
+        self._inner = inner
+        self._deciding, self._telling = Deadlines(decision_timeout), Deadlines(REPORT_TIMEOUT)
         self._when_down, self._when_down_for = when_down, when_down_for or {}
         self._heartbeat = Heartbeat(inner, group, processes=replicas, rng=rng)
-        self._share = LocalShare(lambda: self._heartbeat.processes)
+        self._heartbeats = {key: Heartbeat(inner, key, processes=replicas, rng=rng) for key in gates}
+        self._share = LocalShare(self._processes)
         self._rng, self._on_change = rng, on_change
         self._in_a_row = self._round = 0
         self._trial: asyncio.Task[None] | None = None
@@ -149,7 +101,7 @@ class LadderStore:
         if self._asking or self._begins():
             round_ = self._round
             try:
-                async with _Deadline(self._timeout):
+                with self._deciding.one():
                     verdict = await self._inner.ask(question)
             except Exception as error:
                 self._failed("decision", error, round_)
@@ -167,9 +119,14 @@ class LadderStore:
     def _begins(self) -> bool:
         """With the first question begins the heartbeat: nothing runs for a store that nobody asks."""
         if self._trial is None and not self._closed:
-            self._heartbeat.begin()
+            for heartbeat in (self._heartbeat, *self._heartbeats.values()):
+                heartbeat.begin()
             self._asking = True
         return self._asking
+
+    def _processes(self, gate: Gate | None) -> int:
+        """How many share what stands behind this gate, or without one what the group shares."""
+        return self._heartbeats.get(gate.key if gate else "", self._heartbeat).processes
 
     def _alone(self, question: Question) -> Verdict:
         ways = [self._when_down_for.get(ask.name, self._when_down) for ask in question.asks]
@@ -185,7 +142,7 @@ class LadderStore:
         if self._trial is None:
             round_ = self._round
             try:
-                async with _Deadline(REPORT_TIMEOUT):
+                with self._telling.one():
                     standing = await self._inner.report(report)
             except Exception as error:
                 self._failed("report", error, round_)
@@ -200,7 +157,7 @@ class LadderStore:
         if self._trial is None:
             round_ = self._round
             try:
-                async with _Deadline(self._timeout):
+                with self._deciding.one():
                     return await self._inner.lease(key, holder=holder, limit=limit, ttl=ttl)
             except Exception as error:
                 self._failed("lease", error, round_)
@@ -211,7 +168,7 @@ class LadderStore:
         if self._trial is None:
             round_ = self._round
             try:
-                async with _Deadline(REPORT_TIMEOUT):
+                with self._telling.one():
                     await self._inner.release(key, holder=holder)
             except Exception as error:
                 self._failed("release", error, round_)
@@ -220,7 +177,7 @@ class LadderStore:
         """Forget here and in the store. Raises `StoreDown` when the store cannot be told."""
         self._share.forget(keys)
         try:
-            async with _Deadline(REPORT_TIMEOUT):
+            with self._telling.one():
                 await self._inner.forget(keys)
         except TimeoutError as error:
             raise StoreDown(f"no answer within {REPORT_TIMEOUT:g} s") from error
@@ -231,7 +188,8 @@ class LadderStore:
             if self._trial is not None:
                 self._trial.cancel()
                 await asyncio.wait((self._trial,))
-            await self._heartbeat.end()
+            for heartbeat in (self._heartbeat, *self._heartbeats.values()):
+                await heartbeat.end()
         finally:
             await self._inner.aclose()
 
@@ -250,7 +208,7 @@ class LadderStore:
 
     def _failed(self, what: str, error: Exception, round_: int) -> None:
         """Count what failed, unless it was under way already when the last failure was noticed."""
-        if isinstance(error, _LoopLag):
+        if isinstance(error, LoopLag):
             return
         self._failures += 1
         if round_ == self._round:
@@ -260,7 +218,8 @@ class LadderStore:
         if not isinstance(error, (StoreDown, TimeoutError)):
             log.error("the store's %s failed in an unforeseen way", what, exc_info=error)
         if self._in_a_row >= FAILURES and self._trial is None and not self._closed:
-            self._trial = asyncio.get_running_loop().create_task(self._look(), name="store-trial")
+            loop, look = asyncio.get_running_loop(), self._look()  # no part of whose request failed
+            self._trial = loop.create_task(look, name="store-trial", context=Context())
             self._asking = False
             self._tell("down", why)
 
@@ -273,14 +232,14 @@ class LadderStore:
             try:
                 async with asyncio.timeout(TRIAL_TIMEOUT):
                     await self._inner.ask(Question(()))
-                async with _Deadline(self._timeout):  # connected, it must also be quick enough
+                with self._deciding.one():  # connected, it must also be quick enough
                     await self._inner.ask(Question(()))
                 break
             except (StoreDown, TimeoutError):
                 continue
             except Exception:
                 log.exception("looking for the store failed in an unforeseen way")
-        self._in_a_row, self._trial, self._asking = 0, None, True
+        self._in_a_row, self._trial = 0, None
         self._share.end()
         self._tell("up", "the store answers again")
 

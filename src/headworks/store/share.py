@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from headworks.limits.shapes import Bucket
 from headworks.store.memory import MemoryStore
-from headworks.store.protocol import Ask, Question, Report, Standing
+from headworks.store.protocol import Ask, Gate, Question, Report, Standing
 from headworks.verdict import Verdict
 
 REMEMBERED = 10_000
@@ -32,10 +32,10 @@ LATER_THAN_ANY = 2**53
 class LocalShare:
     """Decides alone, synchronously.
 
-    processes  tells N, how many processes share the limits, ≥ 1
+    processes  tells N, ≥ 1: how many share what stands behind a gate, or, without one, everything
     """
 
-    def __init__(self, processes: Callable[[], int]) -> None:
+    def __init__(self, processes: Callable[[Gate | None], int]) -> None:
         self._processes = processes
         self._room: OrderedDict[str, bool] = OrderedDict()
         self._epochs: dict[str, int] = {}
@@ -59,7 +59,7 @@ class LocalShare:
     def decide(self, question: Question) -> Verdict:
         """The verdict of this process alone. Its probes have negative numbers, so that their endings
         cannot be taken for those of the shared store's."""
-        asks = tuple(self._ours(ask, shared=question.gate is None) for ask in question.asks)
+        asks = tuple(self._ours(ask, question.gate) for ask in question.asks)
         verdict = self._store.ask_nowait(question._replace(asks=asks, demand=0.0))
         shapes = zip(question.asks, verdict.limits, strict=False)
         limits = tuple(
@@ -69,10 +69,10 @@ class LocalShare:
         epoch = self._epochs.get(question.gate.key, 0) if question.gate is not None else 0
         return verdict._replace(limits=limits, epoch=epoch, probe=-verdict.probe, degraded=True)
 
-    def _ours(self, ask: Ask, *, shared: bool) -> Ask:
-        shape = ask.shape
+    def _ours(self, ask: Ask, gate: Gate | None) -> Ask:
+        shape, shared = ask.shape, gate is None
         most = shape.burst if isinstance(shape, Bucket) else shape.limit
-        parts = self._processes()
+        parts = self._processes(gate)
         if shared:
             parts = min(parts, shape.limit)
         burst = min(max(ask.cost, 1), most)  # whole costs, one after the other

@@ -14,6 +14,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -101,9 +102,14 @@ class _Wire(asyncio.Protocol):
                 to.set_exception(StoreDown(why))
 
     def send(self, to: Receiver, command: Command, script: Script | None = None) -> GiveUp:
-        """Send a command and tell `to` the reply; after NOSCRIPT, send it again with the source."""
+        """Send a command and tell `to` the reply; after NOSCRIPT, send it again with the source.
+
+        What cannot be written, such as half a surrogate, raises before anything has happened: a reply
+        that is waited for and never asked for would shift all that come after it.
+        """
+        packed = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub: of one
         self.waiting.append((to, command, script))
-        self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub: of one
+        self._transport.write(packed)
         return partial(self.give_up, to)
 
     def data_received(self, data: bytes) -> None:
@@ -181,17 +187,22 @@ class Server:
 
     def _when_open(self, to: Receiver, command: Command, script: Script | None) -> GiveUp:
         if self._opening is None:
-            self._opening = asyncio.get_running_loop().create_task(self._open(), name="store-connect")
+            # In an empty context: it is no part of whose request came first.
+            loop, opening = asyncio.get_running_loop(), self._open()
+            self._opening = loop.create_task(opening, name="store-connect", context=Context())
         sent: list[GiveUp] = []
 
         def opened(task: asyncio.Task[_Wire]) -> None:
             error = StoreDown("closed") if task.cancelled() else task.exception()
             if to.done():
                 return
-            if error is None and task.result().open:
-                sent.append(task.result().send(to, command, script))
-            else:
-                to.set_exception(error or StoreDown("connection lost"))
+            try:
+                if error is None and task.result().open:
+                    sent.append(task.result().send(to, command, script))
+                    return
+            except Exception as unwritable:
+                error = unwritable
+            to.set_exception(error or StoreDown("connection lost"))
 
         self._opening.add_done_callback(opened)
         return lambda: sent[0]() if sent else None

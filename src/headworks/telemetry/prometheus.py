@@ -6,12 +6,12 @@ a caller sent; still every label is held to 200 values, beyond which it reads "o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from headworks.telemetry.counting import Counts, Labels, Times
+from headworks.telemetry.counting import Count, Counts, Spread, Times
 from headworks.telemetry.events import (
     Called,
     Changed,
@@ -24,11 +24,15 @@ from headworks.telemetry.events import (
     Told,
     Waited,
 )
+from headworks.telemetry.funnel import Ear
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 MOST_VALUES: Final = 200
 REMEMBERED: Final = 10_000
-"""Combinations of labels whose bounded form is remembered."""
+"""Combinations whose counts are remembered, so that what happens often is looked up once."""
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -51,7 +55,8 @@ class PrometheusSink:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._seen: dict[str, set[str]] = {}
-        self._bounded: dict[tuple[object, ...], Labels] = {}
+        self._decided_before: dict[Decided, Count] = {}
+        self._served_before: dict[tuple[str, str, int], tuple[Count, Spread]] = {}
         self._decisions = self._counts(
             "decisions",
             "Requests and calls that a layer let pass or refused",
@@ -69,7 +74,7 @@ class PrometheusSink:
         self._seconds = self._times(
             "request_seconds", "Seconds from admission to the end of the answer", "route"
         )
-        self._queued = self._times(
+        self._queue_times = self._times(
             "admission_wait_seconds", "Seconds a request stood in the pod's line", "ending"
         )
         self._calls = self._counts(
@@ -92,6 +97,17 @@ class PrometheusSink:
             "vendor_told_reset_seconds", "Seconds until all are back, as the vendor's headers said last"
         )
         self._changes = self._counts("changes", "Switches of state", "subject", "state")
+        self.hears: Mapping[type[Event], Ear] = {
+            Decided: self._decided,
+            Shadowed: self._shadowed,
+            Served: self._served,
+            Queued: self._queued,
+            Waited: self._waited,
+            Called: self._called,
+            Rejected: self._rejected,
+            Told: self._was_told,
+            Changed: self._changed,
+        }
 
     def _counts(self, name: str, meaning: str, *labels: str) -> Counts:
         counts = Counts(name, meaning, *labels)
@@ -115,50 +131,54 @@ class PrometheusSink:
         return CONTENT_TYPE, generate_latest(self._registry)
 
     def record(self, event: Event) -> None:
-        match event:
-            case Decided():
-                self._decided(event)
-            case Served():
-                self._served(event)
-            case Shadowed():
-                outcome = "admitted" if event.admitted else "refused"
-                self._shadows.add((event.layer, outcome, self._value("rule", event.rule)))
-            case Queued():
-                self._queued.add((event.ending,), event.seconds)
-            case Waited():
-                self._waits.add((event.vendor,), event.seconds)
-            case Called():
-                self._called(event)
-            case Rejected():
-                self._rejections.add((event.vendor, event.kind))
-            case Told():
-                self._remaining.labels(event.vendor, event.unit).set(event.remaining)
-                if event.reset is not None:
-                    self._reset.labels(event.vendor, event.unit).set(event.reset)
-            case Changed():
-                subject, state = self._value("subject", event.subject), self._value("state", event.state)
-                self._changes.add((subject, state))
+        self.hears[type(event)](event)
 
     def _decided(self, event: Decided) -> None:
-        key = (event.layer, event.admitted, event.shadow, event.reason, event.rule, event.criticality)
-        labels = self._bounded.get(key)
-        if labels is None:
+        if event.near:
+            self._near.add((event.layer, self._value("rule", event.rule)), event.near)
+            event = event._replace(near=0)
+        count = self._decided_before.get(event)
+        if count is None:
             outcome = "shadow" if event.shadow else "admitted" if event.admitted else "refused"
             reason, rule = self._value("reason", event.reason), self._value("rule", event.rule)
-            labels = self._remember(key, (event.layer, outcome, reason, rule, event.criticality))
-        self._decisions.add(labels)
-        if event.near:
-            self._near.add((event.layer, labels[3]), event.near)
+            count = self._decisions.of((event.layer, outcome, reason, rule, event.criticality))
+            _remember(self._decided_before, event, count)
+        count.so_far += 1
 
     def _served(self, event: Served) -> None:
-        key = (event.route, event.method, event.status)
-        labels = self._bounded.get(key)
-        if labels is None:
-            route = self._value("route", event.route or "unmatched")
-            method = event.method if event.method in METHODS else "other"
-            labels = self._remember(key, (route, method, str(event.status)))
-        self._requests.add(labels)
-        self._seconds.add(labels[:1], event.seconds)
+        route, method, status, seconds = event
+        key = (route, method, status)
+        found = self._served_before.get(key)
+        if found is None:
+            route = self._value("route", route or "unmatched")
+            method = method if method in METHODS else "other"
+            found = self._requests.of((route, method, str(status))), self._seconds.of((route,))
+            _remember(self._served_before, key, found)
+        count, spread = found
+        count.so_far += 1
+        spread.add(seconds)
+
+    def _shadowed(self, event: Shadowed) -> None:
+        outcome = "admitted" if event.admitted else "refused"
+        self._shadows.add((event.layer, outcome, self._value("rule", event.rule)))
+
+    def _queued(self, event: Queued) -> None:
+        self._queue_times.add((event.ending,), event.seconds)
+
+    def _waited(self, event: Waited) -> None:
+        self._waits.add((event.vendor,), event.seconds)
+
+    def _rejected(self, event: Rejected) -> None:
+        self._rejections.add((event.vendor, event.kind))
+
+    def _was_told(self, event: Told) -> None:
+        self._remaining.labels(event.vendor, event.unit).set(event.remaining)
+        if event.reset is not None:
+            self._reset.labels(event.vendor, event.unit).set(event.reset)
+
+    def _changed(self, event: Changed) -> None:
+        subject, state = self._value("subject", event.subject), self._value("state", event.state)
+        self._changes.add((subject, state))
 
     def _called(self, event: Called) -> None:
         model = self._value("model", event.model)
@@ -168,12 +188,6 @@ class PrometheusSink:
         if event.units > 0:
             self._units.add((event.vendor, model), event.units)
 
-    def _remember(self, key: tuple[object, ...], labels: Labels) -> Labels:
-        if len(self._bounded) >= REMEMBERED:  # methods are the callers' own
-            self._bounded.clear()
-        self._bounded[key] = labels
-        return labels
-
     def _value(self, label: str, value: str) -> str:
         seen = self._seen.setdefault(label, set())
         if value in seen:
@@ -182,3 +196,9 @@ class PrometheusSink:
             return "other"
         seen.add(value)
         return value
+
+
+def _remember(known: dict[K, V], key: K, value: V) -> None:
+    if len(known) >= REMEMBERED:  # methods are the callers' own
+        known.clear()
+    known[key] = value

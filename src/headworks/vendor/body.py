@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import httpx2
@@ -13,8 +14,8 @@ from headworks.cleanup import Reaper, shielded
 from headworks.current import Current
 from headworks.errors import CallerLeft
 from headworks.limits.breaker import Ending
-from headworks.vendor.estimate import UsageReader
 from headworks.vendor.pipeline import Attempt
+from headworks.vendor.usage import UsageChunk, UsageReader
 
 log = logging.getLogger("headworks")
 
@@ -30,9 +31,11 @@ class Body(httpx2.AsyncByteStream):
 
     Iterating again goes on where the last iteration stopped (the `openai` SDK drains a stream that
     way). Each gap between two pieces is bounded by `gap` seconds, and by the request's caller, who may
-    leave. An open body is registered with the
-    request that opened it, and closed with it; one opened outside of any request and then dropped is
-    closed when it is collected.
+    leave. An open body is registered with the request that opened it, and closed with it. One that no
+    request closes (opened outside of any, or by a task that outlives its own) is closed when nobody has
+    read it for `gap` seconds, or sooner when it is dropped and collected.
+
+    hidden  takes out what the caller did not ask for
     """
 
     def __init__(
@@ -42,6 +45,8 @@ class Body(httpx2.AsyncByteStream):
         who: Current,
         *,
         gap: float,
+        reader: UsageReader,
+        hidden: UsageChunk | None,
         settle: Settle,
         reaper: Reaper,
     ) -> None:
@@ -49,8 +54,10 @@ class Body(httpx2.AsyncByteStream):
         self._answer, self._attempt, self._who, self._gap = answer, attempt, who, gap
         self._settle, self._reaper, self._loop = settle, reaper, asyncio.get_running_loop()
         self._pieces: AsyncIterator[bytes] = aiter(answer.stream)
-        self._reader = UsageReader(answer.headers.get("content-encoding", ""))
-        self._closed = self._whole = False
+        self._reader, self._hidden = reader, hidden
+        self._closed = self._whole = self._reading = self._unread = False
+        self._read_at = self._loop.time()
+        self._idle = self._loop.call_at(self._read_at + gap, _look, weakref.ref(self))
         self._close: Callable[[], Awaitable[None]] = self.aclose
         who.closers.add(self._close)
 
@@ -58,8 +65,29 @@ class Body(httpx2.AsyncByteStream):
         return self
 
     async def __anext__(self) -> bytes:
+        while True:
+            try:
+                piece = await self._next()
+            except StopAsyncIteration:
+                if self._hidden is not None and (rest := self._hidden.rest()):
+                    return rest
+                raise
+            self._reader.feed(piece)
+            if self._hidden is not None:
+                piece = self._hidden.feed(piece)
+            if piece:
+                return piece
+
+    async def _next(self) -> bytes:
+        """The next piece as it came, within its bounds."""
+        if self._unread:
+            raise httpx2.ReadError(
+                f"nobody read this stream for {self._gap:g} s, so it was closed",
+                request=self._answer.request,
+            )
         if self._closed and not self._whole:
             raise httpx2.StreamClosed
+        self._reading = True
         try:
             async with staying(self._who.caller), asyncio.timeout(self._gap) as timer:
                 piece = await anext(self._pieces)
@@ -80,7 +108,8 @@ class Body(httpx2.AsyncByteStream):
         except BaseException:
             self._end(Ending.IGNORED)
             raise
-        self._reader.feed(piece)
+        finally:
+            self._reading, self._read_at = False, self._loop.time()
         return piece
 
     async def aclose(self) -> None:
@@ -99,9 +128,22 @@ class Body(httpx2.AsyncByteStream):
         if self._closed:
             return
         self._closed, self._whole = True, whole
+        self._idle.cancel()
         self._who.closers.discard(self._close)
         used = self._settle(self._reader, whole)
         self._attempt.end(ending, status=self._answer.status_code, used=used)
+
+    def look(self) -> None:
+        """Close what nobody reads any more and no request will close."""
+        now, caller = self._loop.time(), self._who.caller
+        kept = self._reading or (caller is not None and not caller.over)
+        until = (now if kept else self._read_at) + self._gap
+        if until > now:
+            self._idle = self._loop.call_at(until, _look, weakref.ref(self))
+            return
+        self._unread = True
+        self._end(Ending.OK if self._reader.seen else Ending.IGNORED)
+        self._reaper.hand_over("closing a stream that nobody read", self.aclose)
 
     def __del__(self) -> None:
         """Whoever held it let it go. The collector runs in any thread; closing belongs to the loop."""
@@ -109,3 +151,9 @@ class Body(httpx2.AsyncByteStream):
             self._loop.call_soon_threadsafe(
                 self._reaper.hand_over, "closing a stream that was dropped", self.aclose
             )
+
+
+def _look(body: weakref.ref[Body]) -> None:
+    """The timer's way to a body that it must not keep alive."""
+    if (found := body()) is not None:
+        found.look()

@@ -270,15 +270,13 @@ class Dispatcher:
             detail = f"the call costs more than vendor '{self.vendor}' ever allows at once"
             self._waiting.refuse(waiter, VendorQuota(f"{detail}: {cost}", limit=self.vendor))
         else:
-            self._refused(cost, verdict.retry_after, now)
+            self._refused(cost, self._quota.sooner(verdict.retry_after), now)
         return verdict, Payment(cost, verdict.at_us), (asked + now) / 2 + verdict.wait
 
     def _refused(self, cost: dict[str, int], wait: float, now: float) -> None:
-        """No send time within the horizon: who cannot wait that long goes, the others ask again then.
-
-        `wait` is when the question may succeed; the send time it would book is a horizon later. Pods
-        that were refused together ask again spread over a pace each, so as not to ask in step.
-        """
+        """No send time within the horizon: who cannot wait that long goes, the others ask again then,
+        the send time then being a horizon later. Pods that were refused together ask again spread over
+        a pace each, so as not to ask in step."""
         horizon, wait = self._quota.horizon, max(wait, SOONEST)
         spread = self._rng.uniform(0.0, (self._replicas - 1) * min(self._quota.interval, 1.0))
         self._outlook.full = Full(cost, now + wait + horizon, now + wait + min(spread, horizon))

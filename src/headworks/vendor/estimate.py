@@ -1,29 +1,44 @@
-"""What a call will cost, before it is sent; and what it did cost, from what the vendor says.
+"""What a call will cost, before it is sent.
 
 Estimates read the JSON body of a request: the model, the ceiling on generated tokens, how many
 choices, and how much text. Four characters a token is the vendors' own rule of thumb for English;
-it errs high for code and low for Chinese, and is settled afterwards where the vendor settles.
+it errs high for code and low for Chinese, and is settled afterwards where the vendor settles. A
+tokenizer of the service's may count instead.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-import re
-import zlib
+import logging
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from headworks.policy.profiles import Charges
 
+log = logging.getLogger("headworks")
+
 CHARACTERS_PER_TOKEN = 4
 CEILINGS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
-KEPT = 8192
-"""Bytes kept of a response's beginning and end, where usage stands."""
+PROMPT = frozenset(("messages", "content", "text", "input", "prompt", "system", "instructions"))
+"""The keys of requests under which text for the model stands."""
 
-_USAGE = re.compile(
-    rb'"(prompt_tokens|completion_tokens|total_tokens|input_tokens|output_tokens)"\s*:\s*(\d{1,9})(?!\d)'
-)
+LONG = 20_000
+"""Characters from which on a tokenizer counts in a thread, so that the event loop turns meanwhile."""
+
+UNSEEN = 256
+"""Output tokens expected of a model that has not answered yet."""
+
+MODELS = 1000
+"""Models of which it is remembered how much they answer."""
+
+WEIGHT = 0.1
+"""The weight of the newest answer in what is expected of the next."""
+
+Tokenizer = Callable[[str, str], int]
+"""(model, text) -> tokens. Called in a thread for long texts, so it must bear that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,86 +60,113 @@ class Estimate:
         }
 
 
-def estimate(content: bytes, charges: Charges) -> Estimate:
-    """The cost of a request with this body, by the vendor's rule of charging.
+class Outputs:
+    """How much each model answers: the mean of what it wrote and twice the mean deviation, both
+    smoothed, as TCP times its retransmissions (RFC 6298).
 
-    A body that is not a JSON object, or is nested beyond reason, costs no tokens.
+    Only for vendors that count output as it is generated: to hold back `max_tokens` for every call
+    would starve a quota that the vendor does not charge it to.
     """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[float, float]] = {}
+
+    def expected(self, model: str, ceiling: int) -> int:
+        """Output tokens to hold for a call, at least 1; a `ceiling` of 0 is none."""
+        mean, deviation = self._known.get(model, (UNSEEN, 0.0))
+        most = round(mean + 2 * deviation)
+        return max(1, min(most, ceiling) if ceiling else most)
+
+    def saw(self, model: str, written: int) -> None:
+        """A call has written so many."""
+        if model not in self._known:
+            if len(self._known) >= MODELS:
+                del self._known[next(iter(self._known))]
+            self._known[model] = (written, written / 2)
+            return
+        mean, deviation = self._known[model]
+        off = written - mean
+        self._known[model] = (mean + WEIGHT * off, deviation + WEIGHT * (abs(off) - deviation))
+
+
+def json_of(content: bytes) -> Any:
+    """A request's JSON; None for a body that is none, or is nested beyond reason."""
     try:
-        body = json.loads(content) if content else None
-        characters = _characters(body)
+        return json.loads(content) if content else None
     except (ValueError, RecursionError):
-        return Estimate()
+        return None
+
+
+async def estimate(
+    body: Any, charges: Charges, outputs: Outputs, tokenizer: Tokenizer | None = None
+) -> Estimate:
+    """The cost of a request with this JSON body, by the vendor's rule of charging.
+
+    A body that is not an object, or is nested beyond reason, costs no tokens.
+    """
     if not isinstance(body, dict):
         return Estimate()
-    text = -(-characters // CHARACTERS_PER_TOKEN)
+    named = body.get("model")
+    model = named if isinstance(named, str) else ""
+    try:
+        text = -(-characters(body, PROMPT) // CHARACTERS_PER_TOKEN)
+        if tokenizer is not None:
+            text = await _counted(tokenizer, model, list(texts(body, PROMPT)), text)
+    except RecursionError:
+        return Estimate()
     ceiling = max(_whole(body.get(name)) for name in CEILINGS)
     choices = max(_whole(body.get("n")), 1) if charges.choices else 1
+    written = ceiling * choices
+    if charges.output == "live":
+        written = outputs.expected(model, written)
     charged = {
         "max": max(ceiling, text),
         "prompt+max": text + ceiling,
         "prompt": text,
-        "usage": text + ceiling,
         "none": 0,
     }
-    model = body.get("model")
-    return Estimate(
-        model=model if isinstance(model, str) else "",
-        input_tokens=text,
-        output_tokens=ceiling * choices,
-        tokens=charged[charges.tokens] * choices,
-    )
+    tokens = charged[charges.tokens] * choices
+    return Estimate(model=model, input_tokens=text, output_tokens=written, tokens=tokens)
+
+
+async def _counted(tokenizer: Tokenizer, model: str, found: list[str], otherwise: int) -> int:
+    """The tokens of these texts by a tokenizer; `otherwise` when it fails, which must cost no call."""
+
+    def count() -> int:
+        return sum(tokenizer(model, text) for text in found)
+
+    try:
+        if sum(map(len, found)) < LONG:
+            return max(0, count())
+        return max(0, await asyncio.to_thread(count))
+    except Exception as error:
+        log.warning("the tokenizer failed for model %r: %r; estimated instead", model, error)
+        return otherwise
 
 
 def _whole(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
-def _characters(value: Any) -> int:
-    """The characters of every text under the keys that carry prompts, however nested."""
+def characters(value: Any, keys: Collection[str]) -> int:
+    """The characters of every text under these keys, however nested."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, list):
-        return sum(map(_characters, value))
+        return sum(characters(inner, keys) for inner in value)
     if isinstance(value, dict):
-        return sum(
-            _characters(inner)
-            for key, inner in value.items()
-            if key in ("messages", "content", "text", "input", "prompt", "system", "instructions")
-        )
+        return sum(characters(inner, keys) for key, inner in value.items() if key in keys)
     return 0
 
 
-class UsageReader:
-    """Watches a response's bytes go by and finds the usage it reports, JSON or event stream alike.
-
-    Keeps only its first and last `KEPT` bytes. A compressed body is decompressed on the side.
-    """
-
-    def __init__(self, encoding: str = "") -> None:
-        self.seen = 0
-        self._head = b""
-        self._tail = b""
-        self._inflate = zlib.decompressobj(47) if encoding in ("gzip", "deflate") else None
-
-    def feed(self, chunk: bytes) -> None:
-        """Look at the next piece as it came over the wire."""
-        self.seen += len(chunk)
-        if self._inflate is not None:
-            try:
-                chunk = self._inflate.decompress(chunk)
-            except zlib.error:
-                return
-        if len(self._head) < KEPT:
-            self._head += chunk[: KEPT - len(self._head)]
-        self._tail = (self._tail + chunk)[-KEPT:]
-
-    def usage(self) -> dict[str, int]:
-        """Tokens by dimension as last reported; empty when the response said nothing."""
-        said = {name.decode(): int(value) for name, value in _USAGE.findall(self._head + self._tail)}
-        read = said.get("prompt_tokens", said.get("input_tokens"))
-        written = said.get("completion_tokens", said.get("output_tokens"))
-        if read is None or written is None:
-            return {}
-        total = said.get("total_tokens", read + written)
-        return {"tokens": total, "input_tokens": read, "output_tokens": written}
+def texts(value: Any, keys: Collection[str]) -> Iterator[str]:
+    """Every text under these keys, however nested."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for inner in value:
+            yield from texts(inner, keys)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if key in keys:
+                yield from texts(inner, keys)

@@ -204,13 +204,13 @@ class Pipeline:
             raise
         if outcome.ending is not Ending.OK:
             cool_down = outcome.retry_after or 0.0 if outcome.ending is Ending.OVERLOADED else 0.0
-            attempt.end(outcome.ending, status=outcome.status, cool_down=cool_down)
+            attempt.end(outcome.ending, status=outcome.status, used=outcome.used, cool_down=cool_down)
         return Sent(outcome, attempt, answer)
 
     def _failed(self, attempt: Attempt, exchange: Exchange[A], error: Exception) -> Outcome:
         """Nothing came back but an exception: an outcome if it is the vendor's, else raise it."""
         outcome = exchange.judge(error)
-        attempt.end(outcome.ending)
+        attempt.end(outcome.ending, used=outcome.used)
         if outcome.refusal is None:
             raise error
         outcome.refusal.__cause__ = error
@@ -239,14 +239,13 @@ class Pipeline:
         return QueueTimeout(detail, retry_after=PAUSE)
 
     @asynccontextmanager
-    async def hold(self, model: str, cost: Cost) -> AsyncIterator[Attempt]:
-        """Steps 7 to 12 around a caller's own exchange, for clients that are not ours.
+    async def hold(self, model: str, cost: Cost, who: Current) -> AsyncIterator[Attempt]:
+        """Steps 7 to 12 around a caller's own exchange, made for `who`, for clients that are not ours.
 
         Not retried: what is inside the block cannot be run again. A timeout, a broken connection or
         any `OSError` counts against the vendor, also in a group of nothing else; another exception or
         a cancellation does not. The block is cancelled when whoever asked has left.
         """
-        who = current()
         async with staying(who.caller):
             grant = await self._admit(model, cost, who)
             attempt = Attempt(self, grant, model)

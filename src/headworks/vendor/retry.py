@@ -9,6 +9,7 @@ must not multiply an overload. Nor is a vendor waited for that asks for more tha
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from headworks.errors import Refused
@@ -29,6 +30,7 @@ class Outcome:
     retryable    trying again is safe and may help
     retry_after  seconds the vendor asked us to wait, None if it did not say
     status       of the vendor's answer, 0 without one
+    used         what the attempt cost, where that is not what was booked for it
     """
 
     ending: Ending
@@ -36,6 +38,7 @@ class Outcome:
     retryable: bool = False
     retry_after: float | None = None
     status: int = 0
+    used: Mapping[str, int] | None = None
 
 
 class Retry:

@@ -17,29 +17,40 @@ import urllib.request
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import httpx2
 
 from headworks import problem
 from headworks.cleanup import Reaper
-from headworks.current import current
-from headworks.errors import ForeignOrigin, Refused, VendorFailed, VendorQuota
+from headworks.current import current, enter, leave
+from headworks.errors import (
+    CallTimeout,
+    DeadlineExceeded,
+    ForeignOrigin,
+    Refused,
+    VendorFailed,
+    VendorQuota,
+)
 from headworks.limits.breaker import Ending
 from headworks.policy.profiles import Profile
 from headworks.policy.settings import VendorSettings
+from headworks.policy.units import Unit
 from headworks.telemetry import Rejected
 from headworks.vendor.body import Body
-from headworks.vendor.estimate import Estimate, UsageReader, estimate
-from headworks.vendor.pipeline import Exchange, Pipeline, TooLate
+from headworks.vendor.estimate import Estimate, Outputs, Tokenizer, estimate, json_of
+from headworks.vendor.pipeline import Attempt, Exchange, Pipeline, TooLate
 from headworks.vendor.rejection import KIND, SPENT, Rejection, classified
 from headworks.vendor.retry import Outcome
 from headworks.vendor.told import Headers
+from headworks.vendor.usage import UsageChunk, UsageReader, ask_for_usage, settled
+from headworks.vendor.wish import Wish, Wishes
 
 REFUSED = "headworks.refused"
 """The key of a response's extensions under which its `Refused` stands."""
 
-OVERLOADED = frozenset({429, 529})
+REJECTED = 429
+OVERLOADED = frozenset({REJECTED, 529})
 RETRYABLE = frozenset({429, 500, 502, 503, 529})
 PAUSE = 1.0
 """Seconds the fleet pauses after a 429 that names no time."""
@@ -48,6 +59,9 @@ WRITING = frozenset({"http11.send_request_headers.started", "http2.send_request_
 """The trace events with which a request begins to go out."""
 
 Trace = Callable[[str, Mapping[str, Any]], Awaitable[None]]
+
+FREE = dict.fromkeys(get_args(Unit), 0)
+"""What an attempt cost that the vendor never saw, or does not count."""
 
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout)
 """The request cannot have reached the vendor, so sending it again is safe."""
@@ -75,6 +89,7 @@ class VendorTransport(httpx2.AsyncBaseTransport):
     engine  an httpx2 client that does the sending: with the policy's pool and the environment's
             proxies, which a client built around a transport would otherwise ignore
     reaper  closes what nobody waits for
+    counts_tokens  whether a quota of the policy does, so that usage is worth asking for
     now     wall-clock time, for `Retry-After` given as a date
     """
 
@@ -87,8 +102,12 @@ class VendorTransport(httpx2.AsyncBaseTransport):
         *,
         engine: httpx2.AsyncClient,
         reaper: Reaper,
+        wishes: Wishes,
+        counts_tokens: bool,
         now: Callable[[], datetime],
     ) -> None:
+        self.tokenizer: Tokenizer | None = None
+        self._wishes, self._counts_tokens, self._outputs = wishes, counts_tokens, Outputs()
         self._vendor, self._settings, self._profile = vendor, settings, profile
         self._pipeline, self._engine, self._now = pipeline, engine, now
         self._reaper, self._headers = reaper, Headers(vendor, profile.headers)
@@ -97,10 +116,27 @@ class VendorTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         if origin(request.url) != self._origin:
             raise ForeignOrigin(vendor=self._vendor, asked=origin(request.url), allowed=self._origin)
-        expected = estimate(_content(request), self._profile.charges)
-        _tighten(request, self._settings)
+        wish = self._wishes.take_off(request)
+        content = _content(request)
+        body = json_of(content)
+        expected = await estimate(body, self._profile.charges, self._outputs, self.tokenizer)
+        asked = None
+        if self._counts_tokens:
+            asked = ask_for_usage(content, body, self._profile.usage, request.url.path)
+        patience = _tighten(request, self._settings)
+        sent = request if asked is None else _asking(request, asked)
+        try:
+            answer, attempt = await self._call(sent, expected, wish, patience)
+        except Refused as refused:
+            return synthetic(refused, request)
+        return self._response(answer, attempt, request, expected, asked=asked is not None)
 
+    async def _call(
+        self, request: httpx2.Request, expected: Estimate, wish: Wish, patience: float
+    ) -> tuple[httpx2.Response, Attempt]:
+        """The request through the pipeline, by whoever is being served or is wished to be."""
         extensions = dict(request.extensions)
+        patient, replayable = patience == math.inf, _replayable(request)
 
         async def send(until: float) -> httpx2.Response:
             request.extensions = {**extensions, "trace": _punctual(until, extensions.get("trace"))}
@@ -109,31 +145,61 @@ class VendorTransport(httpx2.AsyncBaseTransport):
                 self._pipeline.telemetry.emit(told)
             return await self._rejected(answer) if answer.status_code in OVERLOADED else answer
 
-        patient = request.extensions["timeout"]["read"] >= self._settings.timeouts.read
-
         def judge(result: httpx2.Response | Exception) -> Outcome:
             outcome = self._judge(result, patient=patient)
-            return outcome if _replayable(request) else replace(outcome, retryable=False)
+            return outcome if replayable else replace(outcome, retryable=False)
 
+        who, cost = current(), wish.cost(expected.cost())
+        until = asyncio.get_running_loop().time() + patience
         exchange = Exchange(send=send, judge=judge, discard=self._discard)
+        token = enter(wish.standing(who, until))
         try:
-            answer, attempt = await self._pipeline.call(expected.model, expected.cost(), exchange)
-        except Refused as refused:
-            return synthetic(refused, request)
+            return await self._pipeline.call(expected.model, cost, exchange)
+        except DeadlineExceeded as error:
+            if until >= who.deadline:
+                raise
+            detail = f"vendor '{self._vendor}': the call's own timeout of {patience:g} s is over"
+            raise CallTimeout(detail) from error
+        finally:
+            leave(token)
+
+    def _response(
+        self,
+        answer: httpx2.Response,
+        attempt: Attempt,
+        request: httpx2.Request,
+        expected: Estimate,
+        *,
+        asked: bool,
+    ) -> httpx2.Response:
+        """The vendor's answer as the caller sees it; `asked`, if we had it tell its usage."""
         outcome = self._judge(answer)
+        encoding = answer.headers.get("content-encoding", "")
+        streamed = answer.headers.get("content-type", "").startswith("text/event-stream")
+
+        def settle(reader: UsageReader, whole: bool) -> Mapping[str, int] | None:
+            refunds = self._profile.refunds
+            used = settled(expected, reader, whole=whole, streamed=streamed, refunds=refunds)
+            if used and whole and "output_tokens" in used:
+                self._outputs.saw(expected.model, used["output_tokens"])
+            return used
+
         body = Body(
             answer,
             attempt,
             current(),
             gap=self._settings.call_timeout,
+            reader=UsageReader(self._profile.usage, encoding),
+            hidden=UsageChunk() if asked and streamed and not encoding else None,
             reaper=self._reaper,
-            settle=lambda reader, whole: self._used(expected, reader, whole),
+            settle=settle,
         )
         told = {key: value for key, value in answer.extensions.items() if key != REFUSED}
         headers = list(answer.headers.raw)
         if outcome.refusal is not None:
             told[REFUSED] = outcome.refusal
-            if outcome.retryable:  # our retries are spent; an SDK's would only multiply them
+            if outcome.retryable or outcome.ending is Ending.OVERLOADED:
+                # our retries are spent, or useless; an SDK's would only multiply them
                 headers = [pair for pair in headers if pair[0].lower() != b"x-should-retry"]
                 headers.append((b"x-should-retry", b"false"))
         return httpx2.Response(
@@ -142,15 +208,6 @@ class VendorTransport(httpx2.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         await self._engine.aclose()
-
-    def _used(self, expected: Estimate, reader: UsageReader, whole: bool) -> Mapping[str, int] | None:
-        """What to settle: by the profile's refund rule, what was used or at least what was booked."""
-        usage = reader.usage()
-        if not usage:
-            return None
-        if self._profile.refunds:
-            return usage
-        return {unit: max(usage[unit], cost) for unit, cost in expected.cost().items() if unit in usage}
 
     def _judge(self, result: httpx2.Response | Exception, *, patient: bool = True) -> Outcome:
         """Name what came back from the vendor; `patient`, if it was given the policy's time for it."""
@@ -166,18 +223,22 @@ class VendorTransport(httpx2.AsyncBaseTransport):
                 wait = max(wait, SPENT)
             detail = f"vendor '{self._vendor}' answered {status} ({kind})"
             refusal = VendorQuota(detail, retry_after=wait, limit=self._vendor)
-            return Outcome(Ending.OVERLOADED, refusal, not spent, wait, status)
+            charges = self._profile.charges
+            counts = charges.rejected_calls if status == REJECTED else charges.failed_calls
+            used = None if counts else FREE
+            return Outcome(Ending.OVERLOADED, refusal, not spent, wait, status, used)
         if status >= 500:
             after = self._retry_after(result.headers)
             detail = f"vendor '{self._vendor}' answered {status}"
             refused = VendorFailed(detail, retry_after=PAUSE if after is None else after)
-            return Outcome(Ending.FAILED, refused, status in RETRYABLE, after, status)
+            used = None if self._profile.charges.failed_calls else FREE
+            return Outcome(Ending.FAILED, refused, status in RETRYABLE, after, status, used)
         return Outcome(Ending.OK)
 
     def _judge_error(self, error: Exception, *, patient: bool) -> Outcome:
         if isinstance(error, httpx2.PoolTimeout):
             refused = VendorFailed("no connection of the pool came free in time", retry_after=PAUSE)
-            return Outcome(Ending.IGNORED, refused)
+            return Outcome(Ending.IGNORED, refused, used=FREE)
         if isinstance(error, httpx2.TransportError) and not isinstance(error, OURS):
             detail = f"vendor '{self._vendor}': {type(error).__name__}: {error}"
             late = isinstance(error, httpx2.TimeoutException) and not isinstance(error, NOT_SENT)
@@ -185,7 +246,8 @@ class VendorTransport(httpx2.AsyncBaseTransport):
             if isinstance(error, httpx2.ReadTimeout) and not patient:
                 ending = Ending.IGNORED
             refused = VendorFailed(detail, retry_after=PAUSE)
-            return Outcome(ending, refused, retryable=isinstance(error, NOT_SENT))
+            unsent = isinstance(error, NOT_SENT)
+            return Outcome(ending, refused, retryable=unsent, used=FREE if unsent else None)
         return Outcome(Ending.IGNORED)
 
     async def _rejected(self, answer: httpx2.Response) -> httpx2.Response:
@@ -267,8 +329,24 @@ def _replayable(request: httpx2.Request) -> bool:
     return isinstance(request.stream, httpx2.ByteStream)
 
 
-def _tighten(request: httpx2.Request, settings: VendorSettings) -> None:
-    """The stricter of the caller's and the policy's transport timeouts wins, one by one."""
+def _asking(request: httpx2.Request, content: bytes) -> httpx2.Request:
+    """The same request with this content, to be answered uncompressed: what we asked for on top must
+    be taken out of the answer again."""
+    headers = request.headers.copy()
+    for name in ("content-length", "transfer-encoding"):
+        headers.pop(name, None)
+    headers["accept-encoding"] = "identity"
+    return httpx2.Request(
+        request.method, request.url, headers=headers, content=content, extensions=request.extensions
+    )
+
+
+def _tighten(request: httpx2.Request, settings: VendorSettings) -> float:
+    """The stricter of the caller's and the policy's transport timeouts wins, one by one.
+
+    Returns how long the caller waits for an answer to begin, its turn in line included: the
+    transport knows nothing of a line, so a read timeout shorter than the policy's bounds both.
+    """
     policy = settings.timeouts
     ours = {
         "connect": policy.connect,
@@ -281,3 +359,5 @@ def _tighten(request: httpx2.Request, settings: VendorSettings) -> None:
         name: bound if theirs.get(name) is None else min(bound, theirs[name])
         for name, bound in ours.items()
     }
+    read: float = request.extensions["timeout"]["read"]
+    return read if read < policy.read else math.inf

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,12 +13,15 @@ from datetime import datetime
 import httpx2
 
 from headworks.cleanup import Reaper
+from headworks.current import current
 from headworks.limits.breaker import BreakerRules, Ending
 from headworks.policy.profiles import Profile
 from headworks.policy.settings import VendorSettings
+from headworks.policy.units import Rate
 from headworks.store.protocol import Store
 from headworks.telemetry import Telemetry
 from headworks.vendor.dispatcher import Dispatcher
+from headworks.vendor.estimate import Tokenizer
 from headworks.vendor.gate import GateCache
 from headworks.vendor.pipeline import Attempt, Pipeline
 from headworks.vendor.quota import Quota
@@ -25,6 +29,7 @@ from headworks.vendor.retry import Retry
 from headworks.vendor.slots import Slots
 from headworks.vendor.smoother import Smoother
 from headworks.vendor.transport import VendorTransport, no_cookies
+from headworks.vendor.wish import Around, Wish, Wishes
 
 PROBE = 15.0
 """Seconds after which a breaker's probe that was never heard of again gives its place back, beyond
@@ -91,15 +96,14 @@ class Vendor:
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self.name, self.base_url = name, settings.base_url
-        self._slots = Slots(settings.slots)
-        self._gate = GateCache(name, telemetry)
+        self._slots, self._gate = Slots(settings.slots), GateCache(name, telemetry)
         smoothing = settings.smoothing
         smoother = Smoother(smoothing.period / smoothing.amount if smoothing else 0.0)
         rules = _rules(settings)
         self._lanes = {
             model: Dispatcher(
                 name,
-                quota=Quota(name, settings, profile, model),
+                quota=Quota(name, settings, profile, model, now=now),
                 rules=rules,
                 gate=self._gate,
                 slots=self._slots,
@@ -116,25 +120,54 @@ class Vendor:
             )
             for model in ("", *settings.models)
         }
-        pipeline = self._pipeline = Pipeline(
+        self._pipeline = Pipeline(
             name,
             lanes=self._lanes,
             retry=Retry(settings.attempts, rng),
             call_timeout=settings.call_timeout,
             telemetry=telemetry,
         )
-        timeout = httpx2.Timeout(**settings.timeouts.model_dump())
-        pool = settings.connections
-        limits = httpx2.Limits(max_connections=pool.max, max_keepalive_connections=pool.keepalive)
-        engine = httpx2.AsyncClient(
-            limits=limits, timeout=timeout, transport=transport, cookies=no_cookies()
+        self._wishes = Wishes(name)
+        self._transport = VendorTransport(
+            name,
+            settings,
+            profile,
+            self._pipeline,
+            engine=_client(settings, transport),
+            reaper=reaper,
+            wishes=self._wishes,
+            counts_tokens=any(rate.unit != "requests" for rate in _quotas(settings)),
+            now=now,
         )
-        admitting = VendorTransport(
-            name, settings, profile, pipeline, engine=engine, reaper=reaper, now=now
-        )
-        self.client = httpx2.AsyncClient(
-            base_url=settings.base_url, timeout=timeout, transport=admitting, cookies=no_cookies()
-        )
+        self.client = _client(settings, self._transport)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Counts the tokens of a prompt's texts, (model, text) -> tokens; None: four characters each.
+
+        Long texts are counted in a thread. One that raises is logged, and the estimate stands.
+        """
+        return self._transport.tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer | None) -> None:
+        self._transport.tokenizer = tokenizer
+
+    def as_(
+        self, tenant: str | None = None, *, criticality: str | None = None, tokens: int | None = None
+    ) -> Around:
+        """A block (`with llm.as_(…):`) whose calls are made for somebody else than the request being
+        served: jobs above all, which no request stands for.
+
+        tenant       whose share of the line they come out of
+        criticality  their class: background, sheddable, default or critical
+        tokens       what each is expected to cost, instead of the estimate, ≥ 0
+
+        What is not said stays as it is, in an inner block as in the outer one. The headers
+        `x-headworks-tenant`, `-criticality` and `-tokens` of a single request say the same, and over
+        it; the vendor does not see them. Raises `ValueError` for what cannot be.
+        """
+        return self._wishes.around(Wish.of(tenant, criticality, tokens))
 
     @asynccontextmanager
     async def call(self, *, tokens: int = 0, model: str = "") -> AsyncIterator[VendorCall]:
@@ -147,8 +180,9 @@ class Vendor:
         Raises `Refused` when the call may not be made, `CallTimeout` when the block takes longer
         than the policy's call_timeout, and `VendorFailed` from an `OSError` inside the block.
         """
-        cost: Mapping[str, int] = {"requests": 1, "tokens": tokens, "input_tokens": tokens}
-        async with self._pipeline.hold(model, cost) as attempt:
+        wish = self._wishes.now()
+        cost = wish.cost({"requests": 1, "tokens": tokens, "input_tokens": tokens})
+        async with self._pipeline.hold(model, cost, wish.standing(current(), math.inf)) as attempt:
             yield VendorCall(attempt)
 
     def statistics(self) -> VendorStatistics:
@@ -169,6 +203,25 @@ class Vendor:
         for lane in self._lanes.values():
             await lane.aclose()
         await self.client.aclose()
+
+
+def _client(settings: VendorSettings, transport: httpx2.AsyncBaseTransport | None) -> httpx2.AsyncClient:
+    """A client with the policy's timeouts and pool; with the environment's proxies if no transport."""
+    pool = settings.connections
+    return httpx2.AsyncClient(
+        base_url=settings.base_url,
+        limits=httpx2.Limits(max_connections=pool.max, max_keepalive_connections=pool.keepalive),
+        timeout=httpx2.Timeout(**settings.timeouts.model_dump()),
+        transport=transport,
+        cookies=no_cookies(),
+    )
+
+
+def _quotas(settings: VendorSettings) -> Iterator[Rate]:
+    """Every quota of the vendor, its models' own included."""
+    yield from settings.quota
+    for model in settings.models.values():
+        yield from model.quota
 
 
 def _rules(settings: VendorSettings) -> BreakerRules:

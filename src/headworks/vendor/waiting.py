@@ -123,11 +123,13 @@ class Waiting:
             waiter.payload.timer.cancel()
 
     def turn_away(self) -> None:
-        """Refuse at once everyone whose time will be up before the vendor can be called again."""
+        """Refuse at once who cannot be served in time, but not those for whom bookings are held."""
         now = asyncio.get_running_loop().time()
         latest = max(now + self._gate.wait(now), self._outlook.full.room_at)
+        booked = 0 if self._gate.wait(now) > 0 else len(self._bookings)
+        served = {id(self.line.nth(n)) for n in range(booked)}
         for waiter in self.line.waiters():
-            if waiter.payload.until >= latest:
+            if waiter.payload.until >= latest or id(waiter) in served:
                 continue
             refusal = self._outlook.hopeless(waiter.payload.cost, waiter.payload.until, now)
             if refusal is not None:

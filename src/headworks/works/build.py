@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 import httpx2
@@ -13,10 +14,11 @@ from starlette.types import ASGIApp
 
 from headworks.admission import AdmissionGate, Answers, Pressure, Slots, StatedClass
 from headworks.admission.pressure import container_memory, resident_memory
+from headworks.admission.within import all_within
 from headworks.cleanup import Reaper
 from headworks.current import Criticality
 from headworks.errors import PolicyError, Problem
-from headworks.fairness import Limits, Rules
+from headworks.fairness import Fairness, KnownRefusals, Limits, Routes, Rules
 from headworks.fairness.limits import when_down_of
 from headworks.health import Management, Pages
 from headworks.identity import Caller, Callers, Identifier, Rank, Resolver
@@ -56,6 +58,10 @@ def store_of(
         when_down=policy.store.when_down,
         when_down_for=without,
         group=policy.service.name,
+        gates=[
+            Quota(name, settings, profile_named(settings.profile), now=_whenever).gate_key
+            for name, settings in policy.vendors.items()
+        ],
         replicas=policy.deploy.replicas,
         rng=rng,
         on_change=lambda state, why: telemetry.emit(Changed("store", state, why)),
@@ -70,9 +76,14 @@ def without_store(policy: Policy) -> dict[str, WhenDown]:
     for name, settings in policy.vendors.items():
         way = settings.when_down or ("share" if otherwise == "open" else otherwise)
         for model in ("", *settings.models):
-            quota = Quota(name, settings, profile_named(settings.profile), model)
+            quota = Quota(name, settings, profile_named(settings.profile), model, now=_whenever)
             ways |= dict.fromkeys(quota.names, way)
     return ways
+
+
+def _whenever() -> datetime:
+    """The names of limits and gates are the same on every day."""
+    return datetime.fromtimestamp(0, UTC)
 
 
 def pressure_of(policy: Policy, telemetry: Telemetry, now: Callable[[], datetime]) -> Pressure:
@@ -138,10 +149,39 @@ def gate_of(
     )
 
 
+def known_of(
+    policy: Policy,
+    app: ASGIApp,
+    *,
+    store: Store,
+    fairness: Fairness,
+    routes: Routes,
+    identifier: Identifier,
+    answers: Answers,
+    telemetry: Telemetry,
+) -> ASGIApp:
+    """What answers outside of admission whoever is known to be refused; `app` itself where the store
+    remembers no refusals."""
+    if not isinstance(store, DenyCache):
+        return app
+    header = policy.admission.criticality_header
+    return KnownRefusals(
+        app,
+        known=store.known_nowait,
+        fairness=fairness,
+        routes=routes,
+        identifier=identifier,
+        telemetry=telemetry,
+        inside=[] if header is None else [header.lower().encode()],
+        leaving=lambda: answers.leaving,
+        bounded=partial(all_within, policy.admission.write_stall),
+    )
+
+
 def management_of(policy: Policy, pages: Pages) -> Management | None:
     """Probes and metrics on a port of their own; None where the policy names none."""
     place = policy.management
-    return Management(pages, host=place.host, port=place.port) if place.port else None
+    return Management(pages, host=place.host or "0.0.0.0", port=place.port) if place.port else None
 
 
 def rules_of(policy: Policy) -> Rules:

@@ -1,8 +1,8 @@
 """Builds every layer from the policy and installs them on an application.
 
-The order of the way in is the order of `Headworks._stack`: probes, admission, whatever middleware
-the application has, fairness, the application. Everything lives on the `Headworks` object, so that
-several can live in one process.
+The order of the way in is the order of `Headworks._stack`: probes, refusals that are known already,
+admission, whatever middleware the application has, fairness, the application. Everything lives on the
+`Headworks` object, so that several can live in one process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -25,6 +25,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
 from headworks import fairness
+from headworks.address import Network
 from headworks.admission import Answers
 from headworks.cleanup import Reaper
 from headworks.fairness import Fairness, FairnessGate, Routes
@@ -41,6 +42,7 @@ from headworks.vendor import Vendor
 from headworks.works.build import (
     gate_of,
     identifier_of,
+    known_of,
     management_of,
     pressure_of,
     rules_of,
@@ -227,7 +229,6 @@ class Headworks:
         for watch in self._watches:
             watch.cancel()
         await asyncio.wait(self._watches)
-        self._watches = []
         loop = asyncio.get_running_loop()
         drained = self._termination.ends_at or loop.time() + self.policy.drain_timeout
         await self._drain(drained)
@@ -246,6 +247,7 @@ class Headworks:
             except Exception:  # one that cannot be closed must not keep the others open
                 log.exception("%s was not closed", what)
         self._termination.remove()
+        self._watches = []  # last: what is cancelled halfway may be asked for again
 
     def _leave(self) -> None:
         self._health.drain()
@@ -280,10 +282,10 @@ class Headworks:
     def _adopt(self, policy: Policy) -> None:
         """Go by a new policy in all that may change while requests are served, between two of them."""
         change = Change.between(self.policy, policy)
-        rules = rules_of(change.policy)
+        rules, without = rules_of(change.policy), without_store(change.policy)
         self.policy, self._fairness.rules, self._identifier.callers = change.policy, rules, rules.callers
         self._without_store.clear()
-        self._without_store.update(without_store(change.policy))
+        self._without_store.update(without)
         change.tell(self.telemetry)
         self._name_idle_limits()
 
@@ -293,7 +295,8 @@ class Headworks:
             log.warning('fairness: no route is "%s"; what the policy says of it holds nobody', path)
 
     def _stack(self, app: Starlette) -> None:
-        """The way in, outermost first: probes, admission, the application's middleware, fairness."""
+        """The way in, outermost first: probes, known refusals, admission, the application's middleware,
+        fairness."""
         routes = self._routes = Routes(app)
         app.user_middleware.append(Middleware(FairnessGate, fairness=self._fairness, routes=routes))
         build = app.build_middleware_stack
@@ -308,22 +311,34 @@ class Headworks:
                 telemetry=self.telemetry,
                 reaper=self._reaper,
             )
-            self._name_idle_limits()
-            allow = self.policy.management.allow
-            return Probes(
-                admission, self._pages, allow=self.policy.service.trust if allow is None else allow
+            known = known_of(
+                self.policy,
+                admission,
+                store=self._store,
+                fairness=self._fairness,
+                routes=routes,
+                identifier=self._identifier,
+                answers=self._answers,
+                telemetry=self.telemetry,
             )
+            self._name_idle_limits()
+            return Probes(known, self._pages, allow=self._inside)
 
         # On the instance, so that admission stays outermost whatever middleware is added later.
         app.build_middleware_stack = outermost  # type: ignore[method-assign]  # meant: see above
+
+    def _inside(self) -> Sequence[Network]:
+        """Whose probes on the service's port see everything, by the policy that is in force."""
+        allow = self.policy.management.allow
+        return self.policy.service.trust if allow is None else allow
 
     def _lifespan(self, app: Starlette) -> None:
         inner = app.router.lifespan_context
 
         @asynccontextmanager
         async def lifespan(app: Any) -> AsyncIterator[Any]:
-            await self.start()
             try:
+                await self.start()
                 async with inner(app) as state:
                     self._health.serve()
                     yield state

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from headworks.policy.units import Rate, Unit
 
 Mechanism = Literal["bucket", "sliding", "fixed"]
-TokenCharge = Literal["max", "prompt+max", "prompt", "usage", "none"]
+TokenCharge = Literal["max", "prompt+max", "prompt", "none"]
+OutputCharge = Literal["ceiling", "live"]
 Dialect = Literal["openai", "anthropic", "generic"]
 
 
@@ -39,7 +40,9 @@ class Charges:
     when           `arrival`: at once; `completion`: when the answer is done
     tokens         the charge in tokens, where a quota counts them: `max`: the larger of the most the
                    call may generate and the prompt's estimate; `prompt+max`: their sum; `prompt`: the
-                   prompt alone, output as it is generated; `usage`: what was used; `none`: not counted
+                   prompt alone, output as it is generated; `none`: not counted
+    output         the charge where a quota counts output tokens: `ceiling`: the most the call may
+                   generate; `live`: what is generated, as it is
     failed_calls   calls that the vendor failed count as well
     rejected_calls calls that the vendor rejected with a 429 count as well
     choices        several answers to one prompt (`n`) multiply the charge
@@ -47,6 +50,7 @@ class Charges:
 
     when: Literal["arrival", "completion"]
     tokens: TokenCharge
+    output: OutputCharge
     failed_calls: bool
     rejected_calls: bool
     choices: bool
@@ -73,19 +77,22 @@ class HeaderNames:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Where an answer says what it used: dotted paths into its JSON, empty when it does not.
+    """Where an answer says what it used: dotted paths into its JSON, empty where it does not.
 
-    total, input, output   in a whole answer
+    total, input, output   in an answer or an event of a stream. Several paths are added up, those of
+                           them that are there; without a total it is input and output together
     stream                 events of a stream that carry usage: `last-chunk` (chat completions, only if
                            asked for), `message-events` (start and delta), `none`
     stream_option          the dotted path of the request's switch that asks for it, empty for none
+    stream_calls           how the paths of calls end that know this switch
     """
 
-    total: str
-    input: str
-    output: str
+    total: tuple[str, ...]
+    input: tuple[str, ...]
+    output: tuple[str, ...]
     stream: Literal["last-chunk", "message-events", "none"]
     stream_option: str
+    stream_calls: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +103,8 @@ class Profile:
     window     seconds over which it counts requests, where shorter than the quota's period; None: the
                quota's own period
     burst      requests a bucket lets through at once, in seconds of the quota's rate; None: the whole
-               quota. Tokens: the whole quota always
+               quota. Tokens, and quotas over an hour or more: the whole quota always
+    day        the time zone at whose midnight a quota per day starts anew; `rolling`: any 24 hours
     refunds    charges come back when a call used less than was charged
     evidence   every fact by its name, with how surely it is known and from where
     """
@@ -104,6 +112,7 @@ class Profile:
     name: str
     title: str
     mechanism: Mechanism
+    day: str
     refunds: bool
     charges: Charges
     headers: HeaderNames
@@ -114,7 +123,7 @@ class Profile:
 
     def window_of(self, rate: Rate) -> float:
         """Seconds over which the vendor counts a quota: never so few that not one unit fits."""
-        if self.window is None or rate.unit != "requests":
+        if self.window is None or rate.unit != "requests" or rate.counted:
             return rate.period
         return min(rate.period, max(self.window, 1 / rate.per_second))
 
@@ -128,7 +137,7 @@ class Profile:
             seconds = self.window_of(rate)
         elif rate.burst is not None:
             return rate.burst
-        elif self.burst is not None and rate.unit == "requests":
+        elif self.burst is not None and rate.unit == "requests" and not rate.counted:
             seconds = self.burst
         else:
             return rate.amount

@@ -1,4 +1,6 @@
-"""A vendor that speaks OpenAI's wire format and really enforces its limits. Knows no limiter of ours."""
+"""A vendor that speaks OpenAI's and Anthropic's wire formats and really enforces its limits.
+
+Knows no limiter of ours."""
 
 from headworks.testing.fake_vendor.app import FakeVendor
 from headworks.testing.fake_vendor.in_process import InProcess

@@ -1,7 +1,7 @@
 """The fake vendor as an ASGI application.
 
-    POST {/v1,}/chat/completions   chat, plain or streamed        GET/POST {/v1,}/search?q=…
-    GET  {/v1,}/models             the models there are
+    POST {/v1,}/chat/completions   OpenAI's chat, plain or streamed   GET/POST {/v1,}/search?q=…
+    POST {/v1,}/messages           Anthropic's, plain or streamed     GET {/v1,}/models
     GET  /stats  POST /stats/reset  what was decided              GET/POST /faults  what goes wrong
 
 A call arrives, travels for the arrival jitter, is decided (this and nothing else changes the
@@ -11,11 +11,8 @@ limits), takes its latency and ends. All time is the event loop's, so a virtual-
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -23,27 +20,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from headworks.testing.fake_vendor import wire
+from headworks.testing.fake_vendor import messages, wire
+from headworks.testing.fake_vendor.endpoint import Answer, Asked, Endpoint
 from headworks.testing.fake_vendor.judge import INPUT_TOKENS, REQUESTS, TOKENS, Judge, Limit, Ruling
 from headworks.testing.fake_vendor.ledger import Ledger
 from headworks.testing.fake_vendor.traffic import Faults
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What an accepted call gets: one JSON body, or the events of a stream."""
-
-    body: dict[str, Any] | None = None
-    events: tuple[bytes, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A well-formed call: what it costs, and how to answer it once it is accepted."""
-
-    model: str
-    costs: dict[str, int]
-    answer: Callable[[], Answer]
 
 
 class FakeVendor:
@@ -82,10 +63,13 @@ class FakeVendor:
 
     def _routes(self) -> list[Route]:
         calls: list[Route] = []
+        chat, search = (Endpoint(self, ask, wire.Chat()) for ask in (self._ask_chat, self._ask_search))
+        message = Endpoint(self, self._ask_message, messages.Messages())
         for prefix in ("/v1", ""):
             calls += [
-                Route(f"{prefix}/chat/completions", _Endpoint(self, self._ask_chat), methods=["POST"]),
-                Route(f"{prefix}/search", _Endpoint(self, self._ask_search), methods=["GET", "POST"]),
+                Route(f"{prefix}/chat/completions", chat, methods=["POST"]),
+                Route(f"{prefix}/messages", message, methods=["POST"]),
+                Route(f"{prefix}/search", search, methods=["GET", "POST"]),
                 Route(f"{prefix}/models", self._get_models, methods=["GET"]),
             ]
         return [
@@ -121,6 +105,16 @@ class FakeVendor:
             if call.stream:
                 return Answer(events=tuple(wire.chunks(call, created, self._rng)))
             return Answer(wire.completion(call, created, self._rng))
+
+        return Asked(call.model, call.costs, answer)
+
+    def _ask_message(self, request: Request, body: bytes) -> Asked:
+        call = messages.parse(body)
+
+        def answer() -> Answer:
+            if call.stream:
+                return Answer(events=tuple(messages.events_of(call, self._rng)))
+            return Answer(messages.message(call, self._rng))
 
         return Asked(call.model, call.costs, answer)
 
@@ -201,105 +195,3 @@ class FakeVendor:
         except ValueError as error:
             return JSONResponse(wire.error(str(error), "invalid_request_error"), 400)
         return JSONResponse(self.faults.as_json())
-
-
-class _Endpoint:
-    """One limited endpoint: reads the call, has it decided, answers, and watches the client leave."""
-
-    def __init__(self, vendor: FakeVendor, ask: Callable[[Request, bytes], Asked]) -> None:
-        self._vendor, self._ask = vendor, ask
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        body = await request.body()
-        try:
-            async with asyncio.timeout(None) as stay:
-                watcher = asyncio.create_task(_watch(receive, stay))
-                try:
-                    await self._serve(request, body, send)
-                finally:
-                    watcher.cancel()
-        except TimeoutError:
-            return  # the client left; what it held has been given back on the way here
-
-    async def _serve(self, request: Request, body: bytes, send: Send) -> None:
-        vendor = self._vendor
-        headers = {"x-request-id": vendor.request_id(), "openai-version": "2020-10-01"}
-        try:
-            asked = self._ask(request, body)
-        except wire.BadRequest as error:
-            said = wire.error(str(error), "invalid_request_error", param=error.param)
-            await _reply(send, 400, said, headers)
-            return
-        ruling = vendor.decide(asked, await vendor.wait_arrival())
-        if ruling is None:
-            said = wire.error(
-                "Too many concurrent requests.", "requests", code="concurrency_limit_exceeded"
-            )
-            await _reply(send, 429, said, headers | {"retry-after": "1"})
-            return
-        headers |= wire.rate_headers(ruling)
-        if not ruling.accepted:
-            await _reply(send, 429, wire.rate_limited(ruling, asked.costs, asked.model), headers)
-            return
-        vendor.ledger.begin()
-        try:
-            await self._answer(asked.answer(), send, headers)
-        finally:
-            vendor.ledger.end()
-
-    async def _answer(self, answer: Answer, send: Send, headers: dict[str, str]) -> None:
-        vendor = self._vendor
-        if vendor.fails():
-            await vendor.wait_latency()
-            vendor.ledger.failed += 1
-            said = wire.error("The server had an error while processing your request.", "server_error")
-            await _reply(send, 500, said, headers)
-        elif answer.body is not None:
-            await vendor.wait_latency()
-            await _reply(send, 200, answer.body, headers, cut=vendor.faults.disconnect)
-        else:
-            await self._stream(answer.events, send, headers)
-
-    async def _stream(self, events: tuple[bytes, ...], send: Send, headers: dict[str, str]) -> None:
-        vendor = self._vendor
-        pause = await vendor.wait_between(events)
-        await _start(send, 200, headers | {"content-type": "text/event-stream; charset=utf-8"})
-        done = False
-        try:
-            for number, event in enumerate(events):
-                if number == vendor.faults.disconnect:
-                    done = True  # our own fault, not the client's
-                    raise ConnectionAbortedError("the fake vendor closed the connection in mid-stream")
-                await pause()
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-            done = True
-        finally:
-            if not done:
-                vendor.ledger.streams_closed_early += 1
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _watch(receive: Receive, stay: asyncio.Timeout) -> None:
-    """Ends the stay of a call whose client has left."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    stay.reschedule(asyncio.get_running_loop().time())
-
-
-async def _start(send: Send, status: int, headers: dict[str, str]) -> None:
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": raw})
-
-
-async def _reply(
-    send: Send, status: int, body: dict[str, Any], headers: dict[str, str], *, cut: int | None = None
-) -> None:
-    """One JSON answer; `cut` closes the connection after that many of its bytes."""
-    content = json.dumps(body, separators=(",", ":")).encode()
-    sized = {"content-type": "application/json", "content-length": str(len(content))}
-    await _start(send, status, headers | sized)
-    if cut is not None:
-        await send({"type": "http.response.body", "body": content[:cut], "more_body": True})
-        raise ConnectionAbortedError("the fake vendor closed the connection in mid-answer")
-    await send({"type": "http.response.body", "body": content, "more_body": False})

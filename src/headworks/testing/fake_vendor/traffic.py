@@ -113,7 +113,8 @@ class Faults:
 
     latency         from acceptance to the end of the answer; a stream's chunks are spread over it
     arrival_jitter  from the request's arrival to the decision: models the network
-    fail_ratio      0 to 1: accepted calls answered 500 after their latency
+    fail_ratio      0 to 1: accepted calls answered `fail_status` after their latency
+    fail_status     400 to 599, e.g. 429, 500 or 529
     hang            accepted calls are never answered
     disconnect      None, or the number of chunks (for a plain answer: bytes) after which the
                     connection is closed
@@ -122,6 +123,7 @@ class Faults:
     latency: Delay = NONE
     arrival_jitter: Delay = NONE
     fail_ratio: float = 0.0
+    fail_status: int = 500
     hang: bool = False
     disconnect: int | None = None
 
@@ -144,6 +146,10 @@ class Faults:
                 if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                     raise ValueError(f"fail_ratio: {value!r} must be a number from 0 to 1")
                 new[field] = float(value)
+            elif field == "fail_status":
+                if type(value) is not int or not 400 <= value <= 599:
+                    raise ValueError(f"fail_status: {value!r} must be a status from 400 to 599")
+                new[field] = value
             elif field == "hang":
                 if not isinstance(value, bool):
                     raise ValueError(f"hang: {value!r} must be true or false")
@@ -163,6 +169,7 @@ class Faults:
             "latency": str(self.latency),
             "arrival_jitter": str(self.arrival_jitter),
             "fail_ratio": self.fail_ratio,
+            "fail_status": self.fail_status,
             "hang": self.hang,
             "disconnect": self.disconnect,
         }

@@ -1,4 +1,4 @@
-"""The OpenAI wire format, as far as chat completions need it: parse, answer, stream, refuse.
+"""OpenAI's wire format, as far as chat completions need it: parse, answer, stream, refuse.
 
 Token charge, at arrival, as OpenAI documents it: n · max(max_tokens, ⌈characters / 4⌉), at least 1,
 where the characters are those of all message texts. Limits on input tokens are charged
@@ -24,6 +24,9 @@ WORDS = (
 )
 """What every completion says, one token per word, cut after `max_tokens`."""
 
+ARGUMENTS = '{"query":"weir"}'
+"""What every tool is called with, one token."""
+
 FINGERPRINT = "fp_headworks"
 
 
@@ -37,7 +40,8 @@ class BadRequest(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ChatCall:
-    """A chat completion as asked for. `max_tokens` is None when the caller left it open."""
+    """A chat completion as asked for. `max_tokens` is None when the caller left it open; `tool` is the
+    one that will be called, empty for none."""
 
     model: str
     characters: int
@@ -45,6 +49,7 @@ class ChatCall:
     n: int
     stream: bool
     include_usage: bool
+    tool: str = ""
 
     @property
     def prompt_tokens(self) -> int:
@@ -61,10 +66,12 @@ class ChatCall:
 
     @property
     def words(self) -> tuple[str, ...]:
-        return WORDS if self.max_tokens is None else WORDS[: self.max_tokens]
+        return (ARGUMENTS,) if self.tool else WORDS[: self.max_tokens]
 
     @property
     def finish_reason(self) -> str:
+        if self.tool:
+            return "tool_calls"
         return "stop" if len(self.words) == len(WORDS) else "length"
 
     def usage(self) -> dict[str, Any]:
@@ -105,18 +112,20 @@ def parse_chat(body: bytes) -> ChatCall:
     stream = asked.get("stream") or False
     if not isinstance(stream, bool):
         raise BadRequest("'stream' must be a boolean", "stream")
-    limits = [_count(asked, field, 10_000_000) for field in ("max_completion_tokens", "max_tokens")]
+    limits = [count(asked, field, 10_000_000) for field in ("max_completion_tokens", "max_tokens")]
     return ChatCall(
         model=model,
-        characters=_characters(asked.get("messages")),
+        characters=characters(asked.get("messages")),
         max_tokens=limits[1] if limits[0] is None else limits[0],
-        n=_count(asked, "n", 128) or 1,
+        n=count(asked, "n", 128) or 1,
         stream=stream,
         include_usage=bool(options.get("include_usage")),
+        tool=tool_to_call(asked.get("tools"), asked.get("messages")),
     )
 
 
-def _count(asked: dict[str, Any], field: str, most: int) -> int | None:
+def count(asked: dict[str, Any], field: str, most: int) -> int | None:
+    """A whole number from 1 to `most`; None where the caller left it open."""
     value = asked.get(field)
     if value is None:
         return None
@@ -127,7 +136,8 @@ def _count(asked: dict[str, Any], field: str, most: int) -> int | None:
     return value
 
 
-def _characters(messages: object) -> int:
+def characters(messages: object) -> int:
+    """The characters of all message texts."""
     if not isinstance(messages, list) or not messages:
         raise BadRequest("'messages' must be a list with at least one message", "messages")
     total = 0
@@ -145,6 +155,17 @@ def _characters(messages: object) -> int:
     return total
 
 
+def tool_to_call(tools: object, messages: object) -> str:
+    """The first tool's name, as long as no result of one has been told; empty for none."""
+    if not isinstance(tools, list) or not tools or not isinstance(tools[0], dict):
+        return ""
+    told = json.dumps(messages)
+    if '"role": "tool"' in told or '"type": "tool_result"' in told:
+        return ""
+    name = tools[0].get("function", tools[0]).get("name")
+    return name if isinstance(name, str) else ""
+
+
 def completion(call: ChatCall, created: int, rng: random.Random) -> dict[str, Any]:
     """The whole answer of a call that does not stream."""
     message: dict[str, Any] = {
@@ -153,6 +174,8 @@ def completion(call: ChatCall, created: int, rng: random.Random) -> dict[str, An
         "refusal": None,
         "annotations": [],
     }
+    if call.tool:
+        message |= {"content": None, "tool_calls": [_tool_call(call, rng)]}
     choices = [
         {"index": i, "message": message, "logprobs": None, "finish_reason": call.finish_reason}
         for i in range(call.n)
@@ -172,13 +195,25 @@ def chunks(call: ChatCall, created: int, rng: random.Random) -> Iterator[bytes]:
             choice = {"index": i, "delta": delta, "logprobs": None, "finish_reason": finish}
             yield event(head | {"choices": [choice]})
 
-    yield from each({"role": "assistant", "content": "", "refusal": None})
+    first: dict[str, Any] = {"role": "assistant", "content": "", "refusal": None}
+    if call.tool:
+        begun = _tool_call(call, rng, arguments="")
+        first |= {"content": None, "tool_calls": [{"index": 0} | begun]}
+    yield from each(first)
     for number, word in enumerate(call.words):
-        yield from each({"content": f" {word}" if number else word})
+        delta: dict[str, Any] = {"content": f" {word}" if number else word}
+        if call.tool:
+            delta = {"tool_calls": [{"index": 0, "function": {"arguments": word}}]}
+        yield from each(delta)
     yield from each({}, call.finish_reason)
     if call.include_usage:
         yield event(head | {"choices": [], "usage": call.usage()})
     yield b"data: [DONE]\n\n"
+
+
+def _tool_call(call: ChatCall, rng: random.Random, *, arguments: str = ARGUMENTS) -> dict[str, Any]:
+    function = {"name": call.tool, "arguments": arguments}
+    return {"id": f"call_{rng.getrandbits(96):024x}", "type": "function", "function": function}
 
 
 def event(value: dict[str, Any]) -> bytes:
@@ -201,38 +236,6 @@ def error(
 ) -> dict[str, Any]:
     """A body in the vendor's error format."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-def rate_limited(ruling: Ruling, costs: dict[str, int], model: str) -> dict[str, Any]:
-    """The 429 body of a refused call."""
-    limit = ruling.refused_by
-    assert limit is not None, "only refused calls have a 429"
-    remaining = next(s.remaining for s in ruling.standings if s.limit is limit)
-    short = "RPM" if limit.unit == REQUESTS else "TPM"
-    used, asked = max(0, limit.amount - remaining), costs.get(limit.unit, 0)
-    numbers = f"Limit {limit.amount}, Used {used}, Requested {asked}."
-    window = f"{limit.unit} per {limit.window_us / 1e6:g} s ({short})"
-    if ruling.retry_us is None:
-        message = f"Request too large for {model} on {window}: {numbers}"
-    else:
-        message = f"Rate limit reached for {model} on {window}: {numbers} "
-        message += f"Please try again in {reset(ruling.retry_us)}."
-    return error(message, limit.unit, code="rate_limit_exceeded")
-
-
-def rate_headers(ruling: Ruling) -> dict[str, str]:
-    """`x-ratelimit-*` of the tightest limit per unit; with the 429's `retry-after` when refused."""
-    headers: dict[str, str] = {}
-    loosest_first = sorted(ruling.standings, key=lambda s: -s.remaining / s.limit.amount)
-    for standing in loosest_first:
-        unit = standing.limit.unit
-        headers[f"x-ratelimit-limit-{unit}"] = str(standing.limit.amount)
-        headers[f"x-ratelimit-remaining-{unit}"] = str(max(0, standing.remaining))
-        headers[f"x-ratelimit-reset-{unit}"] = reset(standing.reset_us)
-    if ruling.retry_us:
-        headers["retry-after"] = str(math.ceil(ruling.retry_us / 1e6))
-        headers["retry-after-ms"] = str(math.ceil(ruling.retry_us / 1e3))
-    return headers
 
 
 def reset(us: int) -> str:
@@ -260,3 +263,51 @@ def search_results(query: str) -> dict[str, Any]:
         for rank in (1, 2, 3)
     ]
     return {"object": "search", "query": query, "results": results}
+
+
+class Chat:
+    """How this vendor speaks about a call apart from its answer."""
+
+    request_id = "x-request-id"
+    always: dict[str, str] = {"openai-version": "2020-10-01"}  # noqa: RUF012  # never changed
+
+    @staticmethod
+    def error(status: int, text: str, *, param: str | None = None) -> dict[str, Any]:
+        """A body in the vendor's error format."""
+        if status == 400:
+            return error(text, "invalid_request_error", param=param)
+        if status == 429:
+            return error(text, "requests", code="rate_limit_exceeded")
+        return error(text, "server_error")
+
+    @staticmethod
+    def rate_limited(ruling: Ruling, costs: dict[str, int], model: str) -> dict[str, Any]:
+        """The 429 body of a refused call."""
+        limit = ruling.refused_by
+        assert limit is not None, "only refused calls have a 429"
+        remaining = next(s.remaining for s in ruling.standings if s.limit is limit)
+        short = "RPM" if limit.unit == REQUESTS else "TPM"
+        used, asked = max(0, limit.amount - remaining), costs.get(limit.unit, 0)
+        numbers = f"Limit {limit.amount}, Used {used}, Requested {asked}."
+        window = f"{limit.unit} per {limit.window_us / 1e6:g} s ({short})"
+        if ruling.retry_us is None:
+            message = f"Request too large for {model} on {window}: {numbers}"
+        else:
+            message = f"Rate limit reached for {model} on {window}: {numbers} "
+            message += f"Please try again in {reset(ruling.retry_us)}."
+        return error(message, limit.unit, code="rate_limit_exceeded")
+
+    @staticmethod
+    def rate_headers(ruling: Ruling, now: float) -> dict[str, str]:
+        """`x-ratelimit-*` of the tightest limit per unit; with the 429's `retry-after` when refused."""
+        headers: dict[str, str] = {}
+        loosest_first = sorted(ruling.standings, key=lambda s: -s.remaining / s.limit.amount)
+        for standing in loosest_first:
+            unit = standing.limit.unit
+            headers[f"x-ratelimit-limit-{unit}"] = str(standing.limit.amount)
+            headers[f"x-ratelimit-remaining-{unit}"] = str(max(0, standing.remaining))
+            headers[f"x-ratelimit-reset-{unit}"] = reset(standing.reset_us)
+        if ruling.retry_us:
+            headers["retry-after"] = str(math.ceil(ruling.retry_us / 1e6))
+            headers["retry-after-ms"] = str(math.ceil(ruling.retry_us / 1e3))
+        return headers

@@ -1,0 +1,97 @@
+"""The answers under way in this pod: each ends in time, and all of them when the pod does."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Final
+
+from headworks.errors import PodLeaving
+
+if TYPE_CHECKING:
+    from headworks.admission.answer import Answer
+
+AGAIN: Final = 1.0
+"""Seconds a caller is asked to wait when the pod that answered it ends."""
+
+
+class Answers:
+    """The answers that are not complete, and when each has to be.
+
+    One timer serves all of them, set for the earliest: nearly every answer is complete long before its
+    time, and a timer of its own would cost it more than its place in the pod does.
+
+    leaving  whether answers ask clients for another connection
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[Answer, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._next = math.inf
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.leaving = self._over = False
+
+    def now(self) -> float:
+        """The running loop's time, on which answers are due."""
+        loop = self.loop
+        if loop is None or not loop.is_running():
+            loop = self._move()
+        return loop.time()
+
+    def add(self, answer: Answer, until: float) -> None:
+        """An answer begins to be worked on, and is given up at `until`; `discard` it in the end."""
+        self._open[answer] = until
+        if until < self._next:
+            self._set_timer(until)
+        if self._over:
+            answer.end(PodLeaving(retry_after=AGAIN))
+
+    def bound(self, answer: Answer, until: float) -> bool:
+        """It is given up at `until` (inf: never) instead. False when it is over, or was given up."""
+        if answer not in self._open:
+            return False
+        self._open[answer] = until
+        if until < self._next:
+            self._set_timer(until)
+        return True
+
+    def discard(self, answer: Answer) -> None:
+        """It is complete, or over: its time does not matter any more."""
+        self._open.pop(answer, None)
+
+    def begin(self) -> None:
+        """The pod serves (again)."""
+        self.leaving = self._over = False
+
+    def leave(self) -> None:
+        """From now on answers ask clients for another connection."""
+        self.leaving = True
+
+    def end(self) -> None:
+        """End every answer that is not complete: its time in this pod is over."""
+        self._over = True
+        for answer in tuple(self._open):
+            answer.end(PodLeaving(retry_after=AGAIN))
+
+    def _move(self) -> asyncio.AbstractEventLoop:
+        """To another loop: what an earlier one had not ended, it never will."""
+        self._open.clear()
+        self._timer, self._next = None, math.inf
+        self.loop = asyncio.get_running_loop()
+        return self.loop
+
+    def _set_timer(self, until: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next = until
+        self._timer = asyncio.get_running_loop().call_at(until, self._look)
+
+    def _look(self) -> None:
+        """Give up what is due, and look again when the next one is."""
+        due = max(self._next, self.now())  # a loop may wake a little early
+        self._timer, self._next = None, math.inf
+        for answer in [answer for answer, until in self._open.items() if until <= due]:
+            del self._open[answer]
+            answer.give_up()
+        if (until := min(self._open.values(), default=math.inf)) < math.inf:
+            self._set_timer(until)

@@ -1,0 +1,50 @@
+"""What a verdict on a request's limits comes to: an event, and a refusal where it is one.
+
+Both are made of few parts that come again and again, so what can be kept is kept.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Final
+
+from headworks.current import Criticality
+from headworks.errors import QuotaExceeded
+from headworks.fairness.limits import Asks, near
+from headworks.telemetry import Decided, Telemetry
+from headworks.verdict import Verdict
+
+_CLASSES: Final = tuple(kind.name.lower() for kind in sorted(Criticality))
+"""Names by number: asking an enumeration for a name takes five times as long."""
+
+
+def judged(
+    verdict: Verdict, asks: Asks, criticality: Criticality, telemetry: Telemetry
+) -> QuotaExceeded | None:
+    """Tell of the verdict; the refusal that it is, None where it lets pass."""
+    tightest = verdict.tightest
+    rule = tightest.name if tightest else ""
+    close = near(asks, verdict, tightest)
+    telemetry.emit(_decided(verdict.allowed, rule, _CLASSES[criticality], close))
+    if verdict.allowed:
+        return None
+    if tightest is None:
+        detail = "the shared store is away, and without it this limit lets nobody through"
+    else:
+        detail = _detail(rule, tightest.limit, tightest.window, verdict.degraded)
+    return QuotaExceeded(detail, retry_after=verdict.retry_after, limit=rule or None, verdict=verdict)
+
+
+@lru_cache(maxsize=1024)
+def _decided(admitted: bool, rule: str, criticality: str, close: int) -> Decided:
+    """The same event for the same facts."""
+    reason = "" if admitted else QuotaExceeded.reason
+    return Decided("fairness", admitted, reason, rule, criticality, close)
+
+
+@lru_cache(maxsize=1024)
+def _detail(rule: str, limit: int, window: float, degraded: bool) -> str:
+    detail = f"{rule} allows {limit} per {window:g} s"
+    if degraded:
+        detail += "; while the shared store is away, this pod keeps to its own part of it"
+    return detail

@@ -1,0 +1,114 @@
+"""Deadlines of one length for many, who share one timer: nearly all are done long before theirs.
+
+    the timer runs every tick, a quarter of the length, while anybody waits, and when one comes due
+
+A deadline that comes due looks once more whether the answer has arrived, as a loop that was held up
+runs timers and sockets in one go. Where the loop was held up meanwhile it looks for longer, and what
+has not come even then says nothing about whom it was asked of: `LoopLag`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import Context
+from types import TracebackType
+
+LAG = 0.005
+"""Seconds by which the timer must be late for the event loop to have been held up."""
+TICKS = 4
+"""Parts of a deadline, at the end of each of which is looked whether the event loop has been held up."""
+GLANCE = 0.001
+"""Seconds before its end at which a deadline comes due: for the last look."""
+LOOK_AGAIN = 0.02
+"""Seconds that the last look takes after the event loop has been held up."""
+
+
+_NOBODYS = Context()
+"""The timer's: it is of no request, though one of them sets it."""
+
+
+class LoopLag(TimeoutError):
+    """The time was up, but the event loop had been held up: nobody knows who was slow."""
+
+
+class Deadline:
+    """One of them, like `asyncio.timeout`: `TimeoutError` in place of what is awaited inside."""
+
+    __slots__ = ("_all", "_before", "_expired", "_look", "_task", "began", "lagged")
+
+    def __init__(self, all_: Deadlines) -> None:
+        self._all = all_
+        self._expired = self.lagged = False
+        self._look: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "a deadline is a task's"
+        self._task, self._before = task, task.cancelling()
+        self.began = self._all.begin(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._all.waiting.pop(self, None)
+        if self._look is not None:
+            self._look.cancel()
+        # As asyncio does it: where others have cancelled the task as well, theirs goes first.
+        if self._expired and self._task.uncancel() <= self._before and kind is asyncio.CancelledError:
+            raise (LoopLag if self.lagged else TimeoutError) from error
+
+    def come_due(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The last look."""
+        end = loop.time() + (LOOK_AGAIN if self.lagged else GLANCE)
+        self._look = loop.call_at(end, self._expire, loop, end)
+
+    def _expire(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        self.lagged = self.lagged or loop.time() - when > LAG
+        self._expired = True
+        self._task.cancel()
+
+
+class Deadlines:
+    """`with deadlines.one(): await …`, which may take at most `seconds`.
+
+    waiting  those not due yet, in the order in which they will be
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._length = max(0.0, seconds - GLANCE)
+        self.waiting: dict[Deadline, None] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timed = False
+
+    def one(self) -> Deadline:
+        return Deadline(self)
+
+    def begin(self, deadline: Deadline) -> float:
+        """Counts from now, which is returned."""
+        loop = self._loop
+        if loop is None or not loop.is_running():  # asking which one runs costs more
+            loop = self._loop = asyncio.get_running_loop()
+            self.waiting, self._timed = {}, False
+        now = loop.time()
+        self.waiting[deadline] = None
+        if not self._timed:
+            self._turn_at(loop, now + self._length / TICKS)
+        return now
+
+    def _turn_at(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        self._timed = True
+        loop.call_at(when, self._turn, loop, when, context=_NOBODYS)
+
+    def _turn(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        """Who has been held up, who is due, and when to look again."""
+        now, self._timed = loop.time(), False
+        if now - when > LAG:
+            for deadline in self.waiting:
+                deadline.lagged = deadline.lagged or now - max(when, deadline.began) > LAG
+        for deadline in tuple(self.waiting):
+            left = deadline.began + self._length - now
+            if left > GLANCE / 2:
+                self._turn_at(loop, now + min(left, self._length / TICKS))
+                return
+            del self.waiting[deadline]
+            deadline.come_due(loop)
