@@ -177,10 +177,11 @@ class VendorTransport(httpx2.AsyncBaseTransport):
         encoding = answer.headers.get("content-encoding", "")
         streamed = answer.headers.get("content-type", "").startswith("text/event-stream")
 
+        refunds, live = self._profile.refunds, self._profile.charges.output == "live"
+
         def settle(reader: UsageReader, whole: bool) -> Mapping[str, int] | None:
-            refunds = self._profile.refunds
             used = settled(expected, reader, whole=whole, streamed=streamed, refunds=refunds)
-            if used and whole and "output_tokens" in used:
+            if live and used and whole and "output_tokens" in used:
                 self._outputs.saw(expected.model, used["output_tokens"])
             return used
 
