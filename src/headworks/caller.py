@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from contextvars import Context
 from types import TracebackType
 from typing import Any, Final, Protocol
@@ -175,9 +176,10 @@ class Caller:
         else:
             self.seen_leaving = True
             now = asyncio.get_running_loop().time()
-            for wait in self._waits or ():
-                wait.reschedule(now)
-            self._waits = None
+            waits, self._waits = self._waits, None
+            for wait in waits or ():
+                with suppress(RuntimeError):  # its own time is up already: it needs no telling
+                    wait.reschedule(now)
 
 
 class staying:  # reads as what it says: `async with staying(caller):`

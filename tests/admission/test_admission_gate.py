@@ -95,8 +95,10 @@ async def test_background_tasks_hold_the_place_where_the_policy_says_so() -> Non
     assert (pod.now().in_flight, pod.now().running) == (0, 0)
 
 
-async def test_a_client_that_does_not_read_is_cut_off() -> None:
-    """After `write_stall` the sending fails, the place is free, and the connection is dropped."""
+@pytest.mark.parametrize("swallowed", [False, True])
+async def test_a_client_that_does_not_read_is_cut_off(swallowed: bool) -> None:
+    """After `write_stall` the sending fails, the place is free, and the connection is dropped, whether
+    the application lets that be known or not."""
     dropped: list[str] = []
     raised: list[BaseException] = []
 
@@ -112,7 +114,8 @@ async def test_a_client_that_does_not_read_is_cut_off() -> None:
             await answer(send, b"x", b"y")
         except ClientStalled as error:
             raised.append(error)
-            raise
+            if not swallowed:
+                raise
 
     pod = Pod(app)
     client = Server(pod.gate)

@@ -52,6 +52,30 @@ async def leaving(server: Server, after: float = 1.0) -> None:
     server.gone.set()
 
 
+async def test_a_wait_whose_own_time_is_up_keeps_nobody_else_from_hearing() -> None:
+    """Its task still unwinds when the caller leaves; others may wait on."""
+    server = Server(b"body")
+    await server.caller.receive()
+
+    async def unwinding() -> None:
+        async with asyncio.timeout(0.5) as own:
+            server.caller.watch(own)
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(1)
+
+    ended = await asyncio.gather(
+        *(unwinding() for _ in range(3)),
+        wait_at(server.caller),
+        leaving(server),
+        return_exceptions=True,
+    )
+    assert [type(one) for one in ended[:3]] == [TimeoutError] * 3
+    assert ended[3] == "left"
+    assert asyncio.get_running_loop().time() < 1010
+
+
 async def test_who_waits_for_a_vendor_hears_that_the_caller_left() -> None:
     server = Server(b"body")
     await server.caller.receive()

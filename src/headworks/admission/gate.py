@@ -174,6 +174,8 @@ class AdmissionGate:
                     raise
                 else:
                     answer.over()
+                    if answer.stalled:  # the application may have swallowed it
+                        raise ClientStalled
             except Exception as error:
                 if answer.stalled:
                     raise ClientStalled from error
