@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from headworks.fairness.limits import near
+from headworks.current import Criticality
+from headworks.fairness.limits import Asked
+from headworks.fairness.refusal import judged
 from headworks.limits.shapes import Bucket, Shape, Window
 from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Ask, Question
+from headworks.telemetry import Decided, Telemetry
+from headworks.testing.recording import RecordingSink
+from headworks.verdict import Verdict
 
 # The accounting of Envoy's rate limit service: limit, taken before, cost, how much of it counts. There
 # a cost that does not fit is taken in part; here it takes nothing, and nothing of it counts.
@@ -35,6 +40,16 @@ async def test_units_beyond_four_fifths_count_and_no_others(
     if not bucket:
         asks = (Ask("wide", "w", Window.of(10_000, 60), cost), *asks)
     verdict = await store.ask(Question(asks))
-    assert near(asks, verdict, verdict.tightest) == counted
+    told = decided(verdict, asks)
+    assert told.near == counted
+    assert told.rule == (verdict.tightest.name if verdict.tightest else "")
     degraded = verdict._replace(degraded=True)
-    assert near(asks, degraded, verdict.tightest) == 0, "a share is always near its end"
+    assert decided(degraded, asks).near == 0, "a share is always near its end"
+
+
+def decided(verdict: Verdict, asks: tuple[Ask, ...]) -> Decided:
+    """What is told of a verdict."""
+    heard = RecordingSink()
+    judged(verdict, Asked.of(asks, ()), Criticality.DEFAULT, Telemetry(heard))
+    (event,) = heard.of(Decided)
+    return event

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headworks.current import Criticality, Current, current
 from headworks.errors import QuotaExceeded, Refused
-from headworks.fairness.headers import fields
+from headworks.fairness.headers import NAMES, fields
 from headworks.fairness.limits import Asked, Limits
 from headworks.fairness.refusal import judged
 from headworks.fairness.routes import Matched, Routes
@@ -85,19 +85,31 @@ class Fairness:
         self._watching: set[asyncio.Task[None]] = set()
         self.ticket: ContextVar[Ticket | None] = ContextVar("headworks_ticket", default=None)
 
-    async def admit(
-        self, scope: Scope, ticket: Ticket, rules: Rules, matched: Matched | None, asked: Asked | None
-    ) -> QuotaExceeded | None:
+    def admit(
+        self,
+        scope: Scope,
+        standing: Current,
+        ticket: Ticket,
+        rules: Rules,
+        matched: Matched | None,
+        asked: Asked | None,
+    ) -> Awaitable[QuotaExceeded | None]:
         """Ask the caller's and the route's limits together; the refusal if one is used up.
 
         asked  what they are, where it is known already
         """
-        identity = self._identifier.seen(scope, rules.callers)
-        if identity is None:
-            identity = await self._identifier.resolve(scope, rules.callers)
-        standing = current()
+        if asked is None:
+            return self._find_out(scope, standing, ticket, rules, matched)
+        ticket.asked = asked
+        return self._ask(ticket, asked, standing.criticality)
+
+    async def _find_out(
+        self, scope: Scope, standing: Current, ticket: Ticket, rules: Rules, matched: Matched | None
+    ) -> QuotaExceeded | None:
+        """The same where it is not known yet who asks, or for what."""
+        identity = await self._identifier.resolve(scope, rules.callers)
         _tell(identity, standing)
-        ticket.asked = asked or rules.limits.asks(identity, matched)
+        ticket.asked = rules.limits.asks(identity, matched)
         return await self._ask(ticket, ticket.asked, standing.criticality)
 
     async def charge(self, units: int) -> None:
@@ -112,13 +124,12 @@ class Fairness:
             raise refused
 
     async def _ask(self, ticket: Ticket, asked: Asked, criticality: Criticality) -> QuotaExceeded | None:
-        asks, shadow, question = asked
-        for ask in shadow:
+        for ask in asked.shadow:
             self._watch(ask)
-        if question is None:
+        if asked.question is None:
             return None
-        verdict = ticket.verdict = await self._store.ask(question)
-        return judged(verdict, asks, criticality, self._telemetry)
+        verdict = ticket.verdict = await self._store.ask(asked.question)
+        return judged(verdict, asked, criticality, self._telemetry)
 
     def _watch(self, ask: Ask) -> None:
         """Ask a limit without waiting for it. It is a question of its own, so that it makes no other
@@ -150,18 +161,22 @@ class FairnessGate:
         self._fairness, self._routes = fairness, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
+        if scope["type"] == "http":
+            kind = _Answer
+        elif scope["type"] == "websocket":
+            kind = _Socket
+        else:
             await self.app(scope, receive, send)
             return
-        fairness, kind = self._fairness, _Answer if scope["type"] == "http" else _Socket
+        fairness, standing = self._fairness, current()
         rules, matched, asked = self._known(scope)
         answer = kind(scope, send, rules.dialect)
         token = None
         try:
             if matched is not None:
-                _take_up(matched)
+                _take_up(matched, standing)
             if not _is_preflight(scope):
-                refused = await fairness.admit(scope, answer, rules, matched, asked)
+                refused = await fairness.admit(scope, standing, answer, rules, matched, asked)
                 if refused is not None:
                     await answer.refuse(refused)
                     return
@@ -179,10 +194,11 @@ class FairnessGate:
         """What is known of the request, from outside where it is still the same request."""
         rules, given = self._fairness.rules, scope.get(GIVEN)
         if given is not None:
-            if given.place != place_of(scope):
+            known, place, matched, asked = given
+            if place != place_of(scope):
                 self._fairness.rewritten = True
-            elif given.rules is rules:
-                return rules, given.matched, given.asked
+            elif known is rules:
+                return rules, matched, asked
         return rules, self._routes.find(scope), None
 
 
@@ -201,7 +217,12 @@ class _Answer(Ticket):
             self.begun = True
             ours = fields(self._dialect, self.verdict)
             if ours:
-                message = {**message, "headers": _merged(message.get("headers", ()), ours)}
+                theirs = message.get("headers", ())
+                for name, _ in theirs:
+                    if name.lower() in NAMES:
+                        theirs = _without(theirs, {name for name, _ in ours})
+                        break
+                message = {**message, "headers": [*theirs, *ours]}
         return self._send(message)
 
     async def refuse(self, refused: Refused) -> bool:
@@ -245,10 +266,9 @@ def place_of(scope: Scope) -> tuple[str, str, str]:
     return scope["method"], scope["path"], scope.get("root_path", "")
 
 
-def _merged(theirs: Iterable[tuple[bytes, bytes]], ours: Headers) -> Headers:
-    """Their headers and then ours, which take the place of theirs of the same name."""
-    names = [name for name, _ in ours]
-    return [*[header for header in theirs if header[0].lower() not in names], *ours]
+def _without(theirs: Iterable[tuple[bytes, bytes]], names: set[bytes]) -> Headers:
+    """Without those whose place ours take."""
+    return [header for header in theirs if header[0].lower() not in names]
 
 
 def _is_preflight(scope: Scope) -> bool:
@@ -259,9 +279,8 @@ def _is_preflight(scope: Scope) -> bool:
     return b"origin" in names and b"access-control-request-method" in names
 
 
-def _take_up(matched: Matched) -> None:
+def _take_up(matched: Matched, standing: Current) -> None:
     """What the route says of the request; `CallerLeft` where nobody is left whom it would be for."""
-    standing = current()
     standing.route, standing.lasting = matched.template, matched.lasting
     if matched.cancel and standing.caller is not None:
         standing.caller.take_along()

@@ -17,6 +17,16 @@ from typing import Final
 from headworks.problem import Headers
 from headworks.verdict import LimitState, Verdict
 
+NAMES: Final = frozenset(
+    {
+        b"ratelimit",
+        b"ratelimit-policy",
+        b"x-ratelimit-limit",
+        b"x-ratelimit-remaining",
+        b"x-ratelimit-reset",
+    }
+)
+"""What the headers are called, in any dialect."""
 LONGEST: Final = 31 * 86400
 """Seconds shown at most, so that no client waits for something that never comes."""
 
@@ -45,19 +55,24 @@ def _item(name: str, limit: int, window: float) -> tuple[str, str]:
     return f"{quoted};q={limit};w={max(1, _seconds(window))}", f"{quoted};r="
 
 
+@lru_cache(maxsize=4096)
+def _policy(items: tuple[str, ...]) -> tuple[bytes, bytes]:
+    return (b"ratelimit-policy", ", ".join(items).encode())
+
+
 def draft_11(verdict: Verdict, most: float) -> Headers:
     """`RateLimit-Policy` and `RateLimit`, one item per limit."""
-    policies, states = [], []
+    policies: list[str] = []
+    states = ""
     for name, limit, window, allowed, left, reset, again in verdict.limits:
         policy, state = _item(name, limit, window)
-        seconds = reset if allowed else again
-        after = _seconds(seconds if seconds < most else most)
         policies.append(policy)
-        states.append(f"{state}{left if left > 0 else 0};t={after}")
-    return [
-        (b"ratelimit-policy", ", ".join(policies).encode()),
-        (b"ratelimit", ", ".join(states).encode()),
-    ]
+        seconds = reset if allowed else again
+        after = ceil((seconds if seconds < most else most) - 1e-6)
+        if left < 0 or after < 0:
+            left, after = max(left, 0), max(after, 0)
+        states += f", {state}{left};t={after}" if states else f"{state}{left};t={after}"
+    return [_policy(tuple(policies)), (b"ratelimit", states.encode())]
 
 
 def x_ratelimit(verdict: Verdict, most: float) -> Headers:

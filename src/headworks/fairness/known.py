@@ -81,7 +81,7 @@ class KnownRefusals:
         scope[GIVEN] = tuple.__new__(Given, given)  # half the time of its own constructor
         if asked.shadow or (verdict := self._known(asked.asks)) is None or not self._ours(scope):
             return self.app(scope, receive, send)
-        refused = judged(verdict, asked.asks, identity.criticality, self._telemetry)
+        refused = judged(verdict, asked, identity.criticality, self._telemetry)
         assert refused is not None, "what is remembered is refusals"
         return self._answer(
             scope, send, render(refused, fields(rules.dialect, verdict, refused.retry_after)), matched

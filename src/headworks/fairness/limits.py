@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from headworks.fairness.routes import Matched, Whose, normalised, shape_of
@@ -12,7 +12,6 @@ from headworks.limits.shapes import Bucket, Shape
 from headworks.policy.settings import FairnessSettings, Mode, WhenDown
 from headworks.policy.units import Rate, duration_text
 from headworks.store.protocol import Ask, FinalAsk, Question
-from headworks.verdict import LimitState, Verdict
 
 LONGEST: Final = 128
 """Characters of a route's template that go into a key; a longer one is hashed."""
@@ -51,15 +50,19 @@ class Asked(NamedTuple):
     """What a request is asked for: in earnest, all together, and only to see.
 
     question  the one question that `asks` are; None where there are none
+    fifths    of each of `asks`, how much the last fifth of it is (of a bucket, of its burst), and its
+              cost
     """
 
     asks: Asks = ()
     shadow: Asks = ()
     question: Question | None = None
+    fifths: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def of(cls, asks: Asks, shadow: Asks) -> Asked:
-        return cls(asks, shadow, Question(asks) if asks else None)
+        fifths = tuple((_last_fifth(ask.shape), ask.cost) for ask in asks)
+        return cls(asks, shadow, Question(asks) if asks else None, fifths)
 
     def costing(self, units: int) -> Asked:
         """The same limits, asked for `units`."""
@@ -95,16 +98,9 @@ def _parts(limits: Iterable[tuple[Rate, Whose]]) -> Iterator[str]:
         seen.add(whose)
 
 
-def near(asks: Sequence[Ask], verdict: Verdict, fullest: LimitState | None) -> int:
-    """Units just taken beyond four fifths of the limit that is fullest; of a bucket, of its burst."""
-    if not verdict.allowed or verdict.degraded or fullest is None:
-        return 0
-    for name, _, shape, cost in asks:
-        if name == fullest.name:
-            most = shape.burst if isinstance(shape, Bucket) else shape.limit
-            beyond = most - fullest.remaining - most * 4 // 5
-            return min(cost, beyond) if beyond > 0 else 0
-    return 0
+def _last_fifth(shape: Shape) -> int:
+    most = shape.burst if isinstance(shape, Bucket) else shape.limit
+    return most - most * 4 // 5
 
 
 class Limits:

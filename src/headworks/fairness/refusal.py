@@ -6,11 +6,12 @@ Both are made of few parts that come again and again, so what can be kept is kep
 from __future__ import annotations
 
 from functools import lru_cache
+from math import inf
 from typing import Final
 
 from headworks.current import Criticality
 from headworks.errors import QuotaExceeded
-from headworks.fairness.limits import Asks, near
+from headworks.fairness.limits import Asked
 from headworks.telemetry import Decided, Telemetry
 from headworks.verdict import Verdict
 
@@ -19,20 +20,33 @@ _CLASSES: Final = tuple(kind.name.lower() for kind in sorted(Criticality))
 
 
 def judged(
-    verdict: Verdict, asks: Asks, criticality: Criticality, telemetry: Telemetry
+    verdict: Verdict, asked: Asked, criticality: Criticality, telemetry: Telemetry
 ) -> QuotaExceeded | None:
     """Tell of the verdict; the refusal that it is, None where it lets pass."""
+    if verdict[0]:
+        rule, close = _fullest(verdict, asked)
+        telemetry.emit(_decided(True, rule, _CLASSES[criticality], close))
+        return None
     tightest = verdict.tightest
     rule = tightest.name if tightest else ""
-    close = near(asks, verdict, tightest)
-    telemetry.emit(_decided(verdict.allowed, rule, _CLASSES[criticality], close))
-    if verdict.allowed:
-        return None
+    telemetry.emit(_decided(False, rule, _CLASSES[criticality], 0))
     if tightest is None:
         detail = "the shared store is away, and without it this limit lets nobody through"
     else:
         detail = _detail(rule, tightest.limit, tightest.window, verdict.degraded)
     return QuotaExceeded(detail, retry_after=verdict.retry_after, limit=rule or None, verdict=verdict)
+
+
+def _fullest(verdict: Verdict, asked: Asked) -> tuple[str, int]:
+    """The name of the limit that is `Verdict.tightest`, and the units just taken of its last fifth."""
+    rule, least, beyond, most = "", inf, 0, 0
+    for (name, limit, _, _, left, _, _), (fifth, cost) in zip(verdict[2], asked.fifths, strict=False):
+        part = left / limit
+        if part < least:
+            rule, least, beyond, most = name, part, fifth - left, cost
+    if beyond <= 0 or verdict.degraded:
+        return rule, 0
+    return rule, min(most, beyond)
 
 
 @lru_cache(maxsize=1024)

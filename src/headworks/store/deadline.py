@@ -42,10 +42,10 @@ class Deadline:
         self._look: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:
-        task = asyncio.current_task()
+        self.began = self._all.begin(self)
+        task = asyncio.current_task(self._all.loop)  # of a loop that is named, in a quarter of the time
         assert task is not None, "a deadline is a task's"
         self._task, self._before = task, task.cancelling()
-        self.began = self._all.begin(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
@@ -77,7 +77,7 @@ class Deadlines:
     def __init__(self, seconds: float) -> None:
         self._length = max(0.0, seconds - GLANCE)
         self.waiting: dict[Deadline, None] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._timed = False
 
     def one(self) -> Deadline:
@@ -85,9 +85,9 @@ class Deadlines:
 
     def begin(self, deadline: Deadline) -> float:
         """Counts from now, which is returned."""
-        loop = self._loop
+        loop = self.loop
         if loop is None or not loop.is_running():  # asking which one runs costs more
-            loop = self._loop = asyncio.get_running_loop()
+            loop = self.loop = asyncio.get_running_loop()
             self.waiting, self._timed = {}, False
         now = loop.time()
         self.waiting[deadline] = None

@@ -13,12 +13,12 @@ A refusal from here says what is left as the store last said it; `reset` and `re
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from headworks.clock import loop_clock
 from headworks.limits.shapes import Bucket, Shape
 from headworks.store.protocol import Ask, FinalAsk, Question, Report, Standing, Store, StoreStatistics
 from headworks.verdict import LimitState, Verdict
@@ -74,10 +74,7 @@ def _place(ask: Ask) -> _Place:
 
 
 def _final(asks: Sequence[Ask]) -> bool:
-    for ask in asks:  # noqa: SIM110  # a generator costs a third of the whole look
-        if type(ask) is not FinalAsk:
-            return False
-    return True
+    return all(type(ask) is FinalAsk for ask in asks)
 
 
 class DenyCache:
@@ -87,7 +84,7 @@ class DenyCache:
     """
 
     def __init__(self, inner: Store, *, size: int = SIZE) -> None:
-        self._inner, self._size = inner, size
+        self._inner, self._size, self._now = inner, size, loop_clock()
         self._heard: OrderedDict[_Place, _Heard] = OrderedDict()
         self._questions = 0
 
@@ -97,21 +94,19 @@ class DenyCache:
 
     async def ask(self, question: Question) -> Verdict:
         asks, horizon, gate, _, demand = question
-        if horizon > 0 or gate is not None or demand > 0 or not _final(asks):
+        if horizon > 0 or gate is not None or demand > 0:
             return await self._inner.ask(question)
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         if self._heard and (known := self._known(asks, now)) is not None:
             return known
         verdict = await self._inner.ask(question)
-        if not verdict.allowed and not verdict.degraded:
+        if not verdict[0] and not verdict.degraded and _final(asks):
             self._remember(asks, verdict, now)
         return verdict
 
     def known_nowait(self, asks: Sequence[Ask]) -> Verdict | None:
         """The refusal that `ask` would answer with from here, None where it would ask the store."""
-        if not self._heard or not _final(asks):
-            return None
-        return self._known(asks, asyncio.get_running_loop().time())
+        return self._known(asks, self._now()) if self._heard else None
 
     def _known(self, asks: Sequence[Ask], now: float) -> Verdict | None:
         """The refusal, when one limit is known to refuse and something is known of every other."""
@@ -119,7 +114,9 @@ class DenyCache:
         for ask in asks:
             place = _place(ask)
             one = heard.get(place)
-            if one is None or not ask[3] or (state := one.later(ask, now)) is None:
+            if one is None or not ask[3] or type(ask) is not FinalAsk:
+                return None
+            if (state := one.later(ask, now)) is None:
                 return None
             places.append(place)
             states.append(state)

@@ -38,6 +38,7 @@ class LocalShare:
     def __init__(self, processes: Callable[[Gate | None], int]) -> None:
         self._processes = processes
         self._room: OrderedDict[str, bool] = OrderedDict()
+        self._empty: OrderedDict[str, None] = OrderedDict()
         self._epochs: dict[str, int] = {}
         self._store = MemoryStore()
         self._seen: set[str] = set()
@@ -47,9 +48,24 @@ class LocalShare:
         self._seen.clear()
 
     def heard(self, question: Question, verdict: Verdict) -> None:
-        """Remember what the shared store last said."""
-        if question.gate is not None:
-            self._epochs[question.gate.key] = verdict.epoch
+        """Remember what the shared store last said: of limits behind a gate everything, of others only
+        that there was no room, since without it there is some."""
+        gate = question[2]
+        if gate is None:
+            if not self._empty:
+                for state in verdict[2]:
+                    if state[4] <= 0:
+                        break
+                else:
+                    return
+            for ask, state in zip(question.asks, verdict.limits, strict=False):
+                self._empty.pop(ask.key, None)
+                if state.remaining <= 0:
+                    self._empty[ask.key] = None
+            while len(self._empty) > REMEMBERED:
+                self._empty.popitem(last=False)
+            return
+        self._epochs[gate.key] = verdict.epoch
         for ask, state in zip(question.asks, verdict.limits, strict=False):
             self._room[ask.key] = state.remaining > 0
             self._room.move_to_end(ask.key)
@@ -85,7 +101,7 @@ class LocalShare:
             if len(self._seen) >= SEEN:
                 self._seen.clear()
             self._seen.add(ask.key)
-            if not self._room.get(ask.key, shared):
+            if ask.key in self._empty if shared else not self._room.get(ask.key):
                 self._store.ask_nowait(Question((unit,)))
         return ours
 
@@ -101,4 +117,5 @@ class LocalShare:
     def forget(self, keys: Sequence[str]) -> None:
         for key in keys:
             self._room.pop(key, None)
+            self._empty.pop(key, None)
             self._store.forget_nowait(key)
