@@ -130,7 +130,7 @@ class Callers:
     def at_once(self, scope: Scope) -> Identity | None:
         """The owner of a key that stands in the policy's table just as it was sent: no digest is
         needed to find it. None says nothing."""
-        sent = self._sent(scope)
+        sent = self._sent(scope) if self._as_sent else None
         return None if sent is None else self._as_sent.get(sent)
 
     def key(self, scope: Scope) -> bytes | None:
@@ -224,8 +224,11 @@ class Identifier:
 
     def identify(self, scope: Scope) -> Identity:
         """The caller by what is known already, without waiting; a key not known yet is nobody's."""
-        callers = self.callers
-        at_once = self.seen(scope, callers) or callers.at_once(scope)
+        callers, seen = self.callers, scope.get(_SEEN)
+        if seen is not None and seen[0] is callers:
+            known: Identity = seen[1]
+            return known
+        at_once = callers.at_once(scope)
         if at_once is not None:
             scope[_SEEN] = (callers, at_once)
             return at_once

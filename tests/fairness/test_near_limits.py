@@ -50,6 +50,6 @@ async def test_units_beyond_four_fifths_count_and_no_others(
 def decided(verdict: Verdict, asks: tuple[Ask, ...]) -> Decided:
     """What is told of a verdict."""
     heard = RecordingSink()
-    judged(verdict, Asked.of(asks, ()), Criticality.DEFAULT, Telemetry(heard))
+    judged(verdict, Asked.of(asks, (), "off"), Criticality.DEFAULT, Telemetry(heard))
     (event,) = heard.of(Decided)
     return event

@@ -36,9 +36,8 @@ class Answer:
     """What is sent to one client. From `begin` to `over` its application runs as inside an
     `asyncio.timeout`: cancelled when its time is up, which is a `TimeoutError` outside.
 
-    write_stall  seconds one part may take to be accepted
-    arrived      when the request came, on the loop's clock; `latest` when its caller stops waiting
-    given_up     its time was up, or it had to end early
+    arrived   when the request came, on the loop's clock; `latest` when its caller stops waiting
+    given_up  its time was up, or it had to end early
     """
 
     # Slots, all of them set: in Python 3.11 reading a default from the class takes seven times as long.
@@ -50,7 +49,6 @@ class Answer:
         "_send",
         "_tail",
         "_task",
-        "_write_stall",
         "arrived",
         "begun",
         "caller",
@@ -71,20 +69,15 @@ class Answer:
         caller: Caller,
         current: Current,
         answers: Answers,
-        write_stall: float,
         arrived: float,
     ) -> None:
         self._send, self.scope, self.caller, self.current = send, scope, caller, current
-        self._answers, self._write_stall, self.arrived = answers, write_stall, arrived
-        self.latest = math.inf
+        self._answers, self.arrived, self.latest = answers, arrived, math.inf
         self.slot: Slot | None = None
         self.status = 0
         self.begun = self.complete = self.stalled = self.given_up = False
         self._task: asyncio.Task[Any] | None = None
         self._because: Refused | None = None
-        self._events: bool | None = None
-        self._headers: Iterable[tuple[bytes, bytes]] = ()
-        self._tail = BETWEEN[0]
 
     def begin(self) -> None:
         """Its application runs, in this task, and its time does."""
@@ -96,7 +89,7 @@ class Answer:
     def over(self, error: BaseException | None = None) -> None:
         """Its application has returned, or raised; `TimeoutError` if that is because its time was up."""
         if not self.complete:
-            self._answers.discard(self)
+            self._answers.open.pop(self, None)
         if self.given_up:
             assert self._task is not None
             # Where somebody else cancels it as well, that is what counts.
@@ -108,11 +101,12 @@ class Answer:
         if self.stalled:
             raise ClientStalled
         kind = message["type"]
-        if kind == "http.response.start":
+        if kind == "http.response.body":
+            if not message.get("more_body", False):
+                self._complete()
+        elif kind == "http.response.start":
             message = self._begin(message)
-        elif kind == "http.response.pathsend" or (
-            kind == "http.response.body" and not message.get("more_body", False)
-        ):
+        elif kind == "http.response.pathsend":
             self._complete()
         steps = self._send(message).__await__()
         waits_for = next(steps, TAKEN)
@@ -179,7 +173,7 @@ class Answer:
     async def _patiently(self, steps: Generator[Any, None, None], waits_for: Any) -> None:
         """Wait for the client to take what it was sent, but not for ever."""
         try:
-            await within(self._write_stall, steps, waits_for)
+            await within(self._answers.write_stall, steps, waits_for)
         except TimeoutError:
             self.stalled = True
             raise ClientStalled from None
@@ -190,7 +184,9 @@ class Answer:
         if current.lasting is not None and not (self._because or self.caller.left):
             current.deadline = min(self.arrived + current.lasting, self.latest)
             self.reschedule(current.deadline)
-        self._headers = message.get("headers", ())
+        self._headers: Iterable[tuple[bytes, bytes]] = message.get("headers", ())
+        self._events: bool | None = None
+        self._tail = BETWEEN[0]
         if self._answers.leaving and self._may_close():
             return {**message, "headers": [*self._headers, (b"connection", b"close")]}
         return message
@@ -200,7 +196,7 @@ class Answer:
         self.complete = True
         self.caller.answered()
         self.current.deadline = math.inf
-        self._answers.discard(self)
+        self._answers.open.pop(self, None)
 
     def _may_close(self) -> bool:
         """A server that is told to close while it still receives a body loses the answer with it."""

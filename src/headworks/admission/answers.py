@@ -21,11 +21,14 @@ class Answers:
     One timer serves all of them, set for the earliest: nearly every answer is complete long before its
     time, and a timer of its own would cost it more than its place in the pod does.
 
-    leaving  whether answers ask clients for another connection
+    write_stall  seconds one part of an answer may take to be accepted by its client, > 0
+    leaving      whether answers ask clients for another connection
+    open         those not complete, which go when they are, or over
     """
 
-    def __init__(self) -> None:
-        self._open: dict[Answer, float] = {}
+    def __init__(self, write_stall: float) -> None:
+        self.write_stall = write_stall
+        self.open: dict[Answer, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._next = math.inf
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -39,8 +42,8 @@ class Answers:
         return loop.time()
 
     def add(self, answer: Answer, until: float) -> None:
-        """An answer begins to be worked on, and is given up at `until`; `discard` it in the end."""
-        self._open[answer] = until
+        """An answer begins to be worked on, and is given up at `until`; it leaves `open` in the end."""
+        self.open[answer] = until
         if until < self._next:
             self._set_timer(until)
         if self._over:
@@ -48,16 +51,12 @@ class Answers:
 
     def bound(self, answer: Answer, until: float) -> bool:
         """It is given up at `until` (inf: never) instead. False when it is over, or was given up."""
-        if answer not in self._open:
+        if answer not in self.open:
             return False
-        self._open[answer] = until
+        self.open[answer] = until
         if until < self._next:
             self._set_timer(until)
         return True
-
-    def discard(self, answer: Answer) -> None:
-        """It is complete, or over: its time does not matter any more."""
-        self._open.pop(answer, None)
 
     def begin(self) -> None:
         """The pod serves (again)."""
@@ -70,12 +69,12 @@ class Answers:
     def end(self) -> None:
         """End every answer that is not complete: its time in this pod is over."""
         self._over = True
-        for answer in tuple(self._open):
+        for answer in tuple(self.open):
             answer.end(PodLeaving(retry_after=AGAIN))
 
     def _move(self) -> asyncio.AbstractEventLoop:
         """To another loop: what an earlier one had not ended, it never will."""
-        self._open.clear()
+        self.open.clear()
         self._timer, self._next = None, math.inf
         self.loop = asyncio.get_running_loop()
         return self.loop
@@ -90,8 +89,8 @@ class Answers:
         """Give up what is due, and look again when the next one is."""
         due = max(self._next, self.now())  # a loop may wake a little early
         self._timer, self._next = None, math.inf
-        for answer in [answer for answer, until in self._open.items() if until <= due]:
-            del self._open[answer]
+        for answer in [answer for answer, until in self.open.items() if until <= due]:
+            del self.open[answer]
             answer.give_up()
-        if (until := min(self._open.values(), default=math.inf)) < math.inf:
+        if (until := min(self.open.values(), default=math.inf)) < math.inf:
             self._set_timer(until)

@@ -53,7 +53,6 @@ class AdmissionGate:
     identifier       tells the class of a caller without waiting
     sla              seconds a request may take, > 0
     deadline_header  where a caller says that it will wait less, in any case; "": nowhere
-    write_stall      seconds one part of an answer may take to be accepted by the client, > 0
     telemetry        hears every decision and every answer
     reaper           closes what requests left open
     stated           reads the class that trusted callers state; None: nobody may
@@ -70,7 +69,6 @@ class AdmissionGate:
         identifier: Identifier,
         sla: float,
         deadline_header: str,
-        write_stall: float,
         telemetry: Telemetry,
         reaper: Reaper,
         stated: StatedClass | None = None,
@@ -79,23 +77,21 @@ class AdmissionGate:
     ) -> None:
         self.app = app
         self._slots, self._answers, self._identifier = slots, answers, identifier
-        self._sla, self._write_stall = sla, write_stall
+        self._sla = sla
         self._deadline_header = deadline_header.lower().encode()
         self._telemetry, self._reaper = telemetry, reaper
         self._stated, self._hold_background, self._shadow = stated, hold_background, shadow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            await self._websocket(scope, receive, send)
-            return
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            websocket = scope["type"] == "websocket"
+            await (self._websocket if websocket else self.app)(scope, receive, send)
             return
         answers = self._answers
         began = answers.now()
         caller = Caller(scope, receive)
         current = self._standing(scope, began + self._sla, caller)
-        answer = Answer(send, scope, caller, current, answers, self._write_stall, began)
+        answer = Answer(send, scope, caller, current, answers, began)
         try:
             place = self._claim(scope, answer, current)
             if isinstance(place, Slot):
@@ -106,7 +102,7 @@ class AdmissionGate:
                 await answer.refuse(place)
         except ClientStalled:
             self._slots.stalled += 1
-            log.info("a client was cut off: it read nothing for %g s", self._write_stall)
+            log.info("a client was cut off: it read nothing for %g s", answers.write_stall)
             await answer.abort()
         finally:
             seconds = answers.now() - began

@@ -71,7 +71,6 @@ class Slot:
         self._slots, self._websocket, self._began = slots, websocket, began
         self._released = self._ended = False
         slots._admitted += 1
-        slots._running += 1
 
     def release(self) -> None:
         """Give the place back; every call but the first does nothing."""
@@ -89,8 +88,8 @@ class Slot:
         if not self._ended:
             self._ended = True
             slots = self._slots
-            slots._running -= 1
-            if slots._running == 0 and slots._idle is not None:
+            slots._ended += 1
+            if slots._idle is not None and slots._ended == slots._admitted:
                 slots._idle.set()
                 slots._idle = None
 
@@ -124,8 +123,8 @@ class Slots:
         fill = FILL if self._line is None else {}
         self._fill = {kind: max(1, int(limit * fill.get(kind, 1.0))) for kind in Criticality}
         self._pressure = pressure or Pressure()
-        self._in_flight = self._running = self._websockets = 0
-        self._admitted = self._saturated = self._shed = 0
+        self._in_flight = self._websockets = 0
+        self._admitted = self._ended = self._saturated = self._shed = 0
         self._held, self._holding = 0, 0.0
         self._full_since: float | None = None
         self._idle: asyncio.Event | None = None
@@ -146,7 +145,10 @@ class Slots:
         if in_flight >= self._fill[current.criticality]:
             self._shed += 1
             raise LoadShed(retry_after=self._wait())
-        return self.claim_anyway(now)
+        self._in_flight = in_flight = in_flight + 1
+        if in_flight >= self._limit and self._full_since is None:
+            self._full_since = now
+        return Slot(self, False, now)
 
     def claim_anyway(self, now: float) -> Slot:
         """A place for a request, full or not."""
@@ -172,7 +174,7 @@ class Slots:
 
     async def wait_idle(self) -> None:
         """Wait until the application has returned from everything; bound it from outside."""
-        while self._running:
+        while self._ended < self._admitted:
             if self._idle is None:
                 self._idle = asyncio.Event()
             await self._idle.wait()
@@ -181,7 +183,7 @@ class Slots:
         full = self._full_since
         return AdmissionStatistics(
             in_flight=self._in_flight,
-            running=self._running,
+            running=self._admitted - self._ended,
             websockets=self._websockets,
             waiting=len(self._line) if self._line is not None else 0,
             limit=self._limit,

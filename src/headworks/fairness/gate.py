@@ -215,15 +215,19 @@ class _Answer(Ticket):
     def send(self, message: Message) -> Awaitable[None]:
         if message["type"] == self.head:
             self.begun = True
-            ours = fields(self._dialect, self.verdict)
+            ours = self._told()
             if ours:
                 theirs = message.get("headers", ())
-                for name, _ in theirs:
-                    if name.lower() in NAMES:
-                        theirs = _without(theirs, {name for name, _ in ours})
-                        break
+                if not NAMES.isdisjoint(dict(theirs)):
+                    theirs = _without(theirs, {name for name, _ in ours})
                 message = {**message, "headers": [*theirs, *ours]}
         return self._send(message)
+
+    def _told(self) -> Headers:
+        verdict = self.verdict
+        if verdict is not None and verdict[0] and not verdict[9]:
+            return self.asked.passed(verdict)
+        return fields(self._dialect, verdict)
 
     async def refuse(self, refused: Refused) -> bool:
         """Answer with the refusal, if it is not too late for one."""

@@ -9,13 +9,16 @@ than its `Retry-After`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from math import ceil
 from typing import Final
 
 from headworks.problem import Headers
+from headworks.store.protocol import Ask
 from headworks.verdict import LimitState, Verdict
+
+Passed = Callable[[Verdict], Headers]
 
 NAMES: Final = frozenset(
     {
@@ -55,24 +58,35 @@ def _item(name: str, limit: int, window: float) -> tuple[str, str]:
     return f"{quoted};q={limit};w={max(1, _seconds(window))}", f"{quoted};r="
 
 
-@lru_cache(maxsize=4096)
-def _policy(items: tuple[str, ...]) -> tuple[bytes, bytes]:
-    return (b"ratelimit-policy", ", ".join(items).encode())
-
-
 def draft_11(verdict: Verdict, most: float) -> Headers:
     """`RateLimit-Policy` and `RateLimit`, one item per limit."""
-    policies: list[str] = []
-    states = ""
-    for name, limit, window, allowed, left, reset, again in verdict.limits:
-        policy, state = _item(name, limit, window)
+    policies, states = [], []
+    for state in verdict.limits:
+        policy, begin = _item(state.name, state.limit, state.window)
         policies.append(policy)
-        seconds = reset if allowed else again
-        after = ceil((seconds if seconds < most else most) - 1e-6)
-        if left < 0 or after < 0:
-            left, after = max(left, 0), max(after, 0)
-        states += f", {state}{left};t={after}" if states else f"{state}{left};t={after}"
-    return [_policy(tuple(policies)), (b"ratelimit", states.encode())]
+        states.append(f"{begin}{max(state.remaining, 0)};t={_until(state, most)}")
+    return [
+        (b"ratelimit-policy", ", ".join(policies).encode()),
+        (b"ratelimit", ", ".join(states).encode()),
+    ]
+
+
+def _passed_draft_11(asks: Sequence[Ask]) -> Passed:
+    """The same for what nearly every answer tells of: these limits, and none of them refused."""
+    items = [_item(ask.name, ask.shape.limit, ask.shape.period) for ask in asks]
+    policy = (b"ratelimit-policy", ", ".join(policy for policy, _ in items).encode())
+    states = b", ".join(begin.replace("%", "%%").encode() + b"%d;t=%d" for _, begin in items)
+
+    def passed(verdict: Verdict) -> Headers:
+        numbers: list[int] = []
+        for state in verdict[2]:
+            left, reset = state[4], state[5]
+            if left < 0 or reset >= LONGEST:
+                return draft_11(verdict, LONGEST)
+            numbers += (left, ceil(reset - 1e-6))
+        return [policy, (b"ratelimit", states % tuple(numbers))]
+
+    return passed
 
 
 def x_ratelimit(verdict: Verdict, most: float) -> Headers:
@@ -91,6 +105,13 @@ DIALECTS: Final[dict[str, Callable[[Verdict, float], Headers]]] = {
     "x-ratelimit": x_ratelimit,
     "off": lambda verdict, most: [],
 }
+
+
+def passed(dialect: str, asks: Sequence[Ask]) -> Passed:
+    """What makes the headers, in a dialect, of verdicts in which all of these limits let pass."""
+    if dialect == "draft-11":
+        return _passed_draft_11(asks)
+    return partial(DIALECTS[dialect], most=LONGEST)
 
 
 def fields(dialect: str, verdict: Verdict | None, retry_after: float | None = None) -> Headers:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
+from headworks.fairness.headers import Passed, passed
 from headworks.fairness.routes import Matched, Whose, normalised, shape_of
 from headworks.identity import Identity
 from headworks.limits.shapes import Bucket, Shape
@@ -52,23 +53,28 @@ class Asked(NamedTuple):
     question  the one question that `asks` are; None where there are none
     fifths    of each of `asks`, how much the last fifth of it is (of a bucket, of its burst), and its
               cost
+    passed    makes the headers of a verdict in which all of `asks` let pass
     """
 
     asks: Asks = ()
     shadow: Asks = ()
     question: Question | None = None
     fifths: tuple[tuple[int, int], ...] = ()
+    passed: Passed = list
 
     @classmethod
-    def of(cls, asks: Asks, shadow: Asks) -> Asked:
+    def of(cls, asks: Asks, shadow: Asks, dialect: str) -> Asked:
         fifths = tuple((_last_fifth(ask.shape), ask.cost) for ask in asks)
-        return cls(asks, shadow, Question(asks) if asks else None, fifths)
+        return cls(asks, shadow, Question(asks) if asks else None, fifths, passed(dialect, asks))
 
     def costing(self, units: int) -> Asked:
         """The same limits, asked for `units`."""
-        return Asked.of(
-            tuple(ask._replace(cost=units) for ask in self.asks),
-            tuple(ask._replace(cost=units) for ask in self.shadow),
+        asks = tuple(ask._replace(cost=units) for ask in self.asks)
+        return self._replace(
+            asks=asks,
+            shadow=tuple(ask._replace(cost=units) for ask in self.shadow),
+            question=Question(asks) if asks else None,
+            fifths=tuple((fifth, units) for fifth, _ in self.fifths),
         )
 
 
@@ -113,7 +119,7 @@ class Limits:
     """
 
     def __init__(self, settings: FairnessSettings, *, service: str) -> None:
-        self._service, self._mode = service, settings.mode
+        self._service, self._mode, self._dialect = service, settings.mode, settings.headers
         self._tiers = {name: tuple(self._tier(settings, name)) for name in settings.tiers}
         self._endpoints = {
             normalised(path): [(limit.rate, limit.scope, limit.mode) for limit in limits]
@@ -145,6 +151,7 @@ class Limits:
         asked = self._asked[by] = Asked.of(
             self._named(enforced, cost, identity) if enforced else (),
             self._named(shadow, cost, identity) if shadow else (),
+            self._dialect,
         )
         return asked
 

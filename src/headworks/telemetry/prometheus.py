@@ -146,10 +146,10 @@ class PrometheusSink:
         count.so_far += 1
 
     def _served(self, event: Served) -> None:
-        route, method, status, seconds = event
-        key = (route, method, status)
+        key, seconds = event[:3], event[3]
         found = self._served_before.get(key)
         if found is None:
+            route, method, status = key
             route = self._value("route", route or "unmatched")
             method = method if method in METHODS else "other"
             found = self._requests.of((route, method, str(status))), self._seconds.of((route,))

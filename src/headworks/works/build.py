@@ -140,7 +140,6 @@ def gate_of(
         identifier=identifier,
         sla=policy.service.sla,
         deadline_header=policy.service.deadline_header or "",
-        write_stall=settings.write_stall,
         telemetry=telemetry,
         reaper=reaper,
         stated=None if header is None else StatedClass(header),
@@ -174,7 +173,7 @@ def known_of(
         telemetry=telemetry,
         inside=[] if header is None else [header.lower().encode()],
         leaving=lambda: answers.leaving,
-        bounded=partial(all_within, policy.admission.write_stall),
+        bounded=partial(all_within, answers.write_stall),
     )
 
 

@@ -105,7 +105,7 @@ class Headworks:
         self._store = store
         rules = rules_of(policy)
         self._identifier = identifier_of(rules.callers, resolve, self.telemetry)
-        self._answers = Answers()
+        self._answers = Answers(policy.admission.write_stall)
         self._pressure = pressure_of(policy, self.telemetry, now)
         self._slots = slots_of(policy, self._pressure, rng)
         self._fairness = Fairness(
