@@ -78,7 +78,7 @@ class Pod:
         self.slots = Slots(
             limit, rng=random.Random(1), patience=patience, websockets=websockets, pressure=pressure
         )
-        self.answers = Answers()
+        self.answers = Answers(15.0)
         self.go = asyncio.Event()
         self.reaper = Reaper()
         self.gate = AdmissionGate(
@@ -95,7 +95,6 @@ class Pod:
             ),
             sla=sla,
             deadline_header="X-Request-Timeout",
-            write_stall=15.0,
             telemetry=Telemetry(self.sink),
             reaper=self.reaper,
             **gate,

@@ -29,11 +29,10 @@ async def serving(
     gate = AdmissionGate(
         app,
         slots=slots,
-        answers=Answers(),
+        answers=Answers(write_stall),
         identifier=identifier,
         sla=60.0,
         deadline_header="",
-        write_stall=write_stall,
         telemetry=Telemetry(),
         reaper=Reaper(),
     )

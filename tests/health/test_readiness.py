@@ -217,10 +217,15 @@ async def test_a_vendor_s_outage_is_not_the_pod_s_fault(status: int) -> None:
 
 async def test_answers_are_forgotten_after_the_window() -> None:
     rate = ErrorRate()
-    rate.record(500, 100.0)
-    rate.record(200, 100.5 + WINDOW - 1)
-    assert rate.measure(100.5 + WINDOW - 1) == (0.5, 2)
-    assert rate.measure(101.0 + WINDOW) == (0.0, 1)
+    rate.record(Served("/x", "GET", 500, 0.1))
+    assert rate.measure(100.0) == (1.0, 1)
+    rate.record(Served("/x", "GET", 200, 0.1))
+    assert rate.measure(100.0 + WINDOW - 1) == (0.5, 2)
+    assert rate.measure(100.0 + WINDOW) == (0.0, 1)
+    for look in range(1000):
+        rate.record(Served("/x", "GET", 200, 0.1))
+        assert rate.measure(200.0 + look / 1000) == (0.0, look + 1), "each counts once"
+    assert len(rate._bins) == 1, "whoever looks often leaves nothing behind"
 
 
 async def test_the_watch_goes_on_when_a_permit_cannot_be_asked_for(

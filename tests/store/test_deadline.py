@@ -41,7 +41,7 @@ async def test_nothing_runs_when_nobody_waits() -> None:
     deadlines, loop = Deadlines(0.05), asyncio.get_running_loop()
     await waited(deadlines, 0.001)
     await asyncio.sleep(0.05)
-    assert not deadlines._timed
+    assert not deadlines.timed
     assert not [handle for handle in loop._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
 
 

@@ -78,6 +78,7 @@ class Answer:
         self.begun = self.complete = self.stalled = self.given_up = False
         self._task: asyncio.Task[Any] | None = None
         self._because: Refused | None = None
+        self._tail: bytes
 
     def begin(self) -> None:
         """Its application runs, in this task, and its time does."""

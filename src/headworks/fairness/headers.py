@@ -10,7 +10,7 @@ than its `Retry-After`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import ceil
 from typing import Final
 
@@ -111,7 +111,8 @@ def passed(dialect: str, asks: Sequence[Ask]) -> Passed:
     """What makes the headers, in a dialect, of verdicts in which all of these limits let pass."""
     if dialect == "draft-11":
         return _passed_draft_11(asks)
-    return partial(DIALECTS[dialect], most=LONGEST)
+    told = DIALECTS[dialect]
+    return lambda verdict: told(verdict, LONGEST)
 
 
 def fields(dialect: str, verdict: Verdict | None, retry_after: float | None = None) -> Headers:

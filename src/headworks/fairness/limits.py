@@ -12,7 +12,9 @@ from headworks.identity import Identity
 from headworks.limits.shapes import Bucket, Shape
 from headworks.policy.settings import FairnessSettings, Mode, WhenDown
 from headworks.policy.units import Rate, duration_text
+from headworks.problem import Headers
 from headworks.store.protocol import Ask, FinalAsk, Question
+from headworks.verdict import Verdict
 
 LONGEST: Final = 128
 """Characters of a route's template that go into a key; a longer one is hashed."""
@@ -47,6 +49,10 @@ class _Plan(NamedTuple):
 Asks = tuple[Ask, ...]
 
 
+def _nothing(verdict: Verdict) -> Headers:
+    return []
+
+
 class Asked(NamedTuple):
     """What a request is asked for: in earnest, all together, and only to see.
 
@@ -60,7 +66,7 @@ class Asked(NamedTuple):
     shadow: Asks = ()
     question: Question | None = None
     fifths: tuple[tuple[int, int], ...] = ()
-    passed: Passed = list
+    passed: Passed = _nothing
 
     @classmethod
     def of(cls, asks: Asks, shadow: Asks, dialect: str) -> Asked:

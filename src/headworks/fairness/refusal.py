@@ -39,14 +39,17 @@ def judged(
 
 def _fullest(verdict: Verdict, asked: Asked) -> tuple[str, int]:
     """The name of the limit that is `Verdict.tightest`, and the units just taken of its last fifth."""
-    rule, least, beyond, most = "", inf, 0, 0
-    for (name, limit, _, _, left, _, _), (fifth, cost) in zip(verdict[2], asked.fifths, strict=False):
-        part = left / limit
+    least, fullest, last = inf, None, (0, 0)
+    for state, fifth in zip(verdict[2], asked.fifths, strict=False):
+        part = state[4] / state[1]
         if part < least:
-            rule, least, beyond, most = name, part, fifth - left, cost
+            least, fullest, last = part, state, fifth
+    if fullest is None:
+        return "", 0
+    beyond = last[0] - fullest[4]
     if beyond <= 0 or verdict.degraded:
-        return rule, 0
-    return rule, min(most, beyond)
+        return fullest[0], 0
+    return fullest[0], min(last[1], beyond)
 
 
 @lru_cache(maxsize=1024)

@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
-from headworks.clock import loop_clock
 from headworks.health.errors import ErrorRate
 from headworks.policy.settings import HealthSettings
 from headworks.telemetry import Changed, Event, Served, Telemetry
@@ -74,8 +73,8 @@ class Health:
     ) -> None:
         self._settings, self._full_for, self._permit = settings, full_for, permit
         self._facts, self._telemetry, self._rng = facts, telemetry, rng
-        self._errors, self._now = ErrorRate(), loop_clock()
-        self.hears = {Served: self._answered}
+        self._errors = ErrorRate()
+        self.hears = {Served: self._errors.record}
         self._stage = Stage.STARTING
         self._away: str | None = None
         self._back_at = 0.0
@@ -89,7 +88,7 @@ class Health:
     def record(self, event: Event) -> None:
         """Hear of an event (as a sink): an answer counts."""
         if isinstance(event, Served):
-            self._answered(event)
+            self._errors.record(event)
 
     def start(self) -> None:
         """The pod starts up (again)."""
@@ -161,9 +160,6 @@ class Health:
         if self._permit is not None and self._asked:
             await self._permit.give_back()
             self._asked = False
-
-    def _answered(self, event: Served) -> None:
-        self._errors.record(event.status, self._now())
 
     def _pressure(self, error_rate: float) -> str | None:
         if self._full_for() >= self._settings.saturated_for:

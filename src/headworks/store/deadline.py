@@ -42,10 +42,17 @@ class Deadline:
         self._look: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:
-        self.began = self._all.begin(self)
-        task = asyncio.current_task(self._all.loop)  # of a loop that is named, in a quarter of the time
+        all_ = self._all
+        loop = all_.loop
+        if loop is None or not loop.is_running():  # asking which one runs costs more
+            loop = all_.move()
+        task = asyncio.current_task(loop)
         assert task is not None, "a deadline is a task's"
         self._task, self._before = task, task.cancelling()
+        self.began = now = loop.time()
+        all_.waiting[self] = None
+        if not all_.timed:
+            all_.turn_at(loop, now + all_.length / TICKS)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
@@ -71,44 +78,40 @@ class Deadline:
 class Deadlines:
     """`with deadlines.one(): await …`, which may take at most `seconds`.
 
+    length   seconds after which one comes due
     waiting  those not due yet, in the order in which they will be
+    timed    whether the timer runs, on `loop`
     """
 
     def __init__(self, seconds: float) -> None:
-        self._length = max(0.0, seconds - GLANCE)
+        self.length = max(0.0, seconds - GLANCE)
         self.waiting: dict[Deadline, None] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._timed = False
+        self.timed = False
 
     def one(self) -> Deadline:
         return Deadline(self)
 
-    def begin(self, deadline: Deadline) -> float:
-        """Counts from now, which is returned."""
-        loop = self.loop
-        if loop is None or not loop.is_running():  # asking which one runs costs more
-            loop = self.loop = asyncio.get_running_loop()
-            self.waiting, self._timed = {}, False
-        now = loop.time()
-        self.waiting[deadline] = None
-        if not self._timed:
-            self._turn_at(loop, now + self._length / TICKS)
-        return now
+    def move(self) -> asyncio.AbstractEventLoop:
+        """To another loop: what waited in an earlier one does so no longer."""
+        self.loop = asyncio.get_running_loop()
+        self.waiting, self.timed = {}, False
+        return self.loop
 
-    def _turn_at(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
-        self._timed = True
+    def turn_at(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        self.timed = True
         loop.call_at(when, self._turn, loop, when, context=_NOBODYS)
 
     def _turn(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         """Who has been held up, who is due, and when to look again."""
-        now, self._timed = loop.time(), False
+        now, self.timed = loop.time(), False
         if now - when > LAG:
             for deadline in self.waiting:
                 deadline.lagged = deadline.lagged or now - max(when, deadline.began) > LAG
         for deadline in tuple(self.waiting):
-            left = deadline.began + self._length - now
+            left = deadline.began + self.length - now
             if left > GLANCE / 2:
-                self._turn_at(loop, now + min(left, self._length / TICKS))
+                self.turn_at(loop, now + min(left, self.length / TICKS))
                 return
             del self.waiting[deadline]
             deadline.come_due(loop)

@@ -29,26 +29,40 @@ class Telemetry:
 
     def __init__(self, *sinks: Sink) -> None:
         self._sinks: list[Sink] = list(sinks)
-        self._heard_by: dict[type[Event], tuple[tuple[Sink, Ear], ...]] = {}
+        self._ears: dict[type[Event], Ear] = {}
 
     def add(self, sink: Sink) -> None:
         self._sinks.append(sink)
-        self._heard_by = {}
+        self._ears = {}
 
     def emit(self, event: Event) -> None:
-        for sink, hear in self._heard_by.get(type(event)) or self._find_ears(type(event)):
-            try:
-                hear(event)
-            except Exception:
-                log.exception("telemetry sink %s removed: it raised", type(sink).__name__)
-                self._sinks = [other for other in self._sinks if other is not sink]
-                self._heard_by = {}
+        kind = type(event)
+        hear = self._ears.get(kind) or self._find_ear(kind)
+        try:
+            hear(event)
+        except Exception:  # of the only sink that hears this kind
+            self._silence(next(sink for sink in self._sinks if kind in _hears(sink, kind)))
 
-    def _find_ears(self, kind: type[Event]) -> tuple[tuple[Sink, Ear], ...]:
-        ears = []
-        for sink in self._sinks:
-            hears: Mapping[type[Event], Ear] = getattr(sink, "hears", {kind: sink.record})
-            if kind in hears:
-                ears.append((sink, hears[kind]))
-        self._heard_by[kind] = tuple(ears)
-        return tuple(ears)
+    def _find_ear(self, kind: type[Event]) -> Ear:
+        """The ear of the one sink that hears of this kind, or one that stands for several or none."""
+        ears = [(sink, hears[kind]) for sink in self._sinks if kind in (hears := _hears(sink, kind))]
+
+        def every(event: Event) -> None:
+            for sink, hear in ears:
+                try:
+                    hear(event)
+                except Exception:
+                    self._silence(sink)
+
+        self._ears[kind] = ears[0][1] if len(ears) == 1 else every
+        return self._ears[kind]
+
+    def _silence(self, sink: Sink) -> None:
+        log.exception("telemetry sink %s removed: it raised", type(sink).__name__)
+        self._sinks = [other for other in self._sinks if other is not sink]
+        self._ears = {}
+
+
+def _hears(sink: Sink, kind: type[Event]) -> Mapping[type[Event], Ear]:
+    found: Mapping[type[Event], Ear] = getattr(sink, "hears", {kind: sink.record})
+    return found
