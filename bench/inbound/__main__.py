@@ -31,6 +31,7 @@ from bench.inbound.apps import CALLERS, HEADER, caller
 from bench.inbound.load import driven, request
 
 BARE, OURS, ALONE = "bare FastAPI", "headworks", "question alone"
+SERVER, ANSWER, ANSWERED = "bare, our server", "answer alone", "question and answer"
 PEERS = ("limits in a dependency", "slowapi")
 FAR, NEAR = "1000000000/minute", "1/hour"
 CONNECTIONS = 64
@@ -58,9 +59,9 @@ class Case:
 
 
 CASES = (
-    Case("admitted", "/hello", FAR, (BARE, ALONE, OURS, *PEERS), 200),
-    Case("refused, the store asked", "/used-up", FAR, (BARE, OURS), 429, strangers=True),
-    Case("refused from memory", "/hello", NEAR, (BARE, OURS, *PEERS), 429),
+    Case("admitted", "/hello", FAR, (BARE, SERVER, ALONE, OURS, *PEERS), 200),
+    Case("refused, the store asked", "/used-up", FAR, (BARE, ANSWERED, OURS), 429, strangers=True),
+    Case("refused from memory", "/hello", NEAR, (BARE, ANSWER, OURS, *PEERS), 429),
 )
 
 
@@ -127,7 +128,7 @@ async def _case(
                 before, busy = server.work(), busy_us(pid)
                 took = await driven(port, sent, seconds)
                 work, answers = server.work().since(before), sum(took.statuses.values())
-                wanted = 200 if name == BARE else case.status
+                wanted = 200 if name in (BARE, SERVER) else case.status
                 book.add(
                     f"{case.name}, collector {collector}",
                     name,
@@ -147,21 +148,31 @@ def lines(book: Book) -> list[Line]:
     for collector in COLLECTORS:
         admitted, asked, denied = (f"{case.name}, collector {collector}" for case in CASES)
         peers = [r for p in PEERS if (r := book.ratio(admitted, p, BARE, "rate")) is not None]
-        beside = f"peers {min(peers):.2f} to {max(peers):.2f}" if peers else ""
+        beside = f", peers {min(peers):.2f} to {max(peers):.2f}" if peers else ""
         late = [r for p in PEERS if (r := book.ratio(admitted, p, BARE, "p99_us")) is not None]
         later = f"peers {min(late):.1f} to {max(late):.1f}" if late else ""
         refused = [r for p in PEERS if (r := book.ratio(denied, p, BARE, "rate")) is not None]
-        best = f"best peer {max(refused):.2f}" if refused else ""
+        best = f", best peer {max(refused):.2f}" if refused else ""
 
-        def times(case: str, metric: str) -> float | None:
-            return book.ratio(case, OURS, BARE, metric)
+        def times(case: str, metric: str, who: str = OURS) -> float | None:
+            return book.ratio(case, who, BARE, metric)
+
+        def floor(case: str, who: str) -> str:
+            return f"{who} {times(case, 'rate', who) or 0:.2f}"
 
         trips = book.median(admitted, OURS, "trips")
+        beside = floor(admitted, ALONE) + beside
         found += [
             Line(f"{admitted}: requests/s × bare", times(admitted, "rate"), ">=", 0.75, beside),
             Line(f"{admitted}: p99 × bare", times(admitted, "p99_us"), "<=", 2.5, later),
-            Line(f"{asked}: requests/s × bare", times(asked, "rate"), ">=", 1.8),
-            Line(f"{denied}: requests/s × bare", times(denied, "rate"), ">=", 2.5, best),
+            Line(f"{asked}: requests/s × bare", times(asked, "rate"), ">=", 1.8, floor(asked, ANSWERED)),
+            Line(
+                f"{denied}: requests/s × bare",
+                times(denied, "rate"),
+                ">=",
+                2.5,
+                floor(denied, ANSWER) + best,
+            ),
             Line(f"{admitted}: round trips per request", trips, "<=", 0.1),
         ]
         wrong = [book.worst(case, OURS, "strange") for case in (admitted, asked, denied)]

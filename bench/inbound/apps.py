@@ -98,6 +98,39 @@ def floor(url: str, rate: str) -> Any:
     return asked
 
 
+def answer_alone(url: str, rate: str) -> Any:
+    """An answer of the same length as a refusal, in plain ASGI: the most that this server can do."""
+    body = b'{"title":"' + b"x" * 300 + b'"}'
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        (b"retry-after", b"3000"),
+        (b"ratelimit-policy", b'"tier:free";q=1;w=3600, "endpoint:/hello";q=1;w=3600'),
+        (b"ratelimit", b'"tier:free";r=0;t=3000, "endpoint:/hello";r=0;t=3000'),
+    ]
+
+    async def answered(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 429, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+
+    return answered
+
+
+def question_and_answer(url: str, rate: str) -> Any:
+    """The same, after the question."""
+    store, shape, answer = ValkeyStore(url), shape_of(rate), answer_alone(url, rate)
+
+    async def asked(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            asks = (Ask("user", "{user}", shape), Ask("endpoint", "{user}:/hello", shape))
+            await store.ask(Question(asks))
+            await answer(scope, receive, send)
+
+    return asked
+
+
 def limits_by_hand(url: str, rate: str) -> FastAPI:
     """limits, asynchronous, asked twice in a dependency."""
     app = FastAPI()
@@ -140,7 +173,12 @@ def by_slowapi(url: str, rate: str) -> FastAPI:
 APPS: dict[str, Callable[[str, str], Any]] = {
     "bare FastAPI": bare,
     "headworks": ours,
+    "bare, our server": bare,
     "question alone": floor,
+    "answer alone": answer_alone,
+    "question and answer": question_and_answer,
     "limits in a dependency": limits_by_hand,
     "slowapi": by_slowapi,
 }
+OURS = ("headworks", "bare, our server")
+"""Those that are served as `headworks serve` serves."""

@@ -1,7 +1,8 @@
 """`python -m bench.inbound.serve NAME URL RATE`: one application of `apps.py` on one uvicorn worker.
 
-Prints the port on which it listens. With `--frozen`, the collector is set as `headworks serve` sets it;
-without, it is as Python has it.
+Prints the port on which it listens. What is ours is served as `headworks serve` serves it, everything
+else as uvicorn does. With `--frozen`, the collector is set as `headworks serve` sets it; without, it is
+as Python has it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import socket
 
 import uvicorn
 
-from bench.inbound.apps import APPS
+from bench.inbound.apps import APPS, OURS
 from headworks.cli.serve import GC_THRESHOLDS
+from headworks.deploy.one_write import Protocol
 
 
 class _Server(uvicorn.Server):
@@ -42,7 +44,7 @@ def main() -> None:
     config = uvicorn.Config(
         APPS[options.name](options.url, options.rate),
         loop="uvloop",
-        http="httptools",
+        http=Protocol if options.name in OURS else "httptools",
         proxy_headers=False,
         server_header=False,
         access_log=False,

@@ -14,6 +14,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD: Final = b"HTTP/1.1 "
 """How a head begins. A body that begins so as well waits for a turn of the loop, and nothing else."""
+JOINED: Final = 16_384
+"""Bytes that are copied behind a head at most; more of them are written on their own."""
 
 
 class OneWrite:
@@ -29,14 +31,17 @@ class OneWrite:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._held:
-            self._flush(data)
-        elif data.startswith(HEAD):
+            if len(data) <= JOINED:
+                self._flush(data)
+                return
+            self._flush()
+        elif isinstance(data, bytes) and data.startswith(HEAD):
             self._held = data
             self._flush_at = self._loop.call_soon(self._flush)
-        else:
-            self._inner.write(data)
+            return
+        self._inner.write(data)
 
     def close(self) -> None:
         """Whatever is held is still sent."""
@@ -49,7 +54,7 @@ class OneWrite:
         self._forget()
         self._inner.abort()
 
-    def _flush(self, more: bytes = b"") -> None:
+    def _flush(self, more: bytes | bytearray | memoryview = b"") -> None:
         held = self._held
         self._forget()
         self._inner.write(held + more)

@@ -14,6 +14,7 @@ import resource
 from dataclasses import dataclass, replace
 from typing import Any
 
+from headworks.deploy.one_write import Protocol
 from headworks.policy.settings import LAST_WORDS, Policy
 
 log = logging.getLogger("headworks")
@@ -42,7 +43,7 @@ class ServerSettings:
     timeout_keep_alive: int
     timeout_graceful_shutdown: int
     loop: str = "uvloop"
-    http: str = "httptools"
+    http: type[Protocol] = Protocol
     lifespan: str = "on"
     workers: int = 1
     proxy_headers: bool = False
