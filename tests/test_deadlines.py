@@ -146,7 +146,7 @@ class Pod:
         retry = self.llm._pipeline._retry
         return (
             (retry.active, retry.retrying, self.leaks),
-            (slots.in_flight, slots.running, len(self.works._answers._open)),
+            (slots.in_flight, slots.running, len(self.works._answers.open)),
             (vendor.waiting, vendor.booked, vendor.in_flight, vendor.free, self.server.in_flight),
             (self.works._reaper.statistics().waiting, self.works._reaper.statistics().running),
         )
