@@ -143,7 +143,7 @@ async def test_a_reply_that_cannot_be_read_fails_its_callers_and_nobody_else() -
     link = HeldLink()
     store = ValkeyStore(link)
     link.reply = [b"12345678" * 2]  # a number too few
-    with pytest.raises(ValueError, match="unpack"):
+    with pytest.raises(IndexError):
         await store.ask(one())
     link.reply = None
     assert (await store.ask(one())).allowed

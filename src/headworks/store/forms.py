@@ -24,6 +24,9 @@ _BLOCKED = {1: Blocked.OPEN, 2: Blocked.COOL_DOWN}
 _ENDINGS = {None: 0, Ending.OK: 1, Ending.FAILED: 4, Ending.OVERLOADED: 2, Ending.IGNORED: 3}
 _PLAIN = struct.pack("<cBBB", b"q", 0, 0, 0)
 
+_new = tuple.__new__
+"""Fills a named tuple in a third of the time its own constructor takes."""
+
 _Known = tuple[bytes, str, Shape]
 """A limit's part of a form, the prefix of its key, and the shape, held so that its id stays its own."""
 
@@ -125,6 +128,19 @@ def verdict(question: Question, numbers: Sequence[int], i: int) -> tuple[Verdict
 
 def _plain(asks: tuple[Ask, ...], numbers: Sequence[int], i: int) -> tuple[Verdict, int]:
     """The same for limits alone that are asked about now, as nearly all are."""
+    limits, first = [], i
+    for name, _, shape, _ in asks:
+        if numbers[i + 2]:
+            return _refused(asks, numbers, first)
+        state = (name, shape.limit, shape.period, True, numbers[i], numbers[i + 1] / SECOND, 0.0)
+        limits.append(_new(LimitState, state))
+        i += 3
+    plain = (True, 0.0, tuple(limits), 0.0, numbers[0], 0, 0, None, 0.0, False)
+    return _new(Verdict, plain), i
+
+
+def _refused(asks: tuple[Ask, ...], numbers: Sequence[int], i: int) -> tuple[Verdict, int]:
+    """The same where one of the limits has to be waited for."""
     longest, limits = 0, []
     for name, _, shape, _ in asks:
         left, reset, wait = numbers[i : i + 3]
@@ -134,12 +150,9 @@ def _plain(asks: tuple[Ask, ...], numbers: Sequence[int], i: int) -> tuple[Verdi
         elif wait > longest != NEVER_US:
             longest = wait
         state = (name, shape.limit, shape.period, not wait, left, reset / SECOND, again)
-        limits.append(tuple.__new__(LimitState, state))
+        limits.append(_new(LimitState, state))
         i += 3
-    again = NEVER if longest == NEVER_US else longest / SECOND
-    at = 0 if longest else numbers[0]
-    plain = (not longest, again, tuple(limits), 0.0, at, 0, 0, None, 0.0, False)
-    return tuple.__new__(Verdict, plain), i
+    return Verdict(False, NEVER if longest == NEVER_US else longest / SECOND, tuple(limits)), i
 
 
 def _verdict(question: Question, numbers: Sequence[int], i: int) -> tuple[Verdict, int]:
@@ -167,7 +180,7 @@ def _verdict(question: Question, numbers: Sequence[int], i: int) -> tuple[Verdic
         fits = NEVER_US < wait <= horizon_us
         window = shape.period_us / SECOND
         state = (name, shape.limit, window, fits, numbers[i], numbers[i + 1] / SECOND, again)
-        limits.append(tuple.__new__(LimitState, state))
+        limits.append(_new(LimitState, state))
         i += 3
     if allowed:
         at, wait_s = numbers[0] + longest, longest / SECOND
