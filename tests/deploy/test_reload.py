@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
 import time
@@ -11,8 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-
-from headworks.local.probe import free_ports
+from tests.ports import free_port
 
 pytestmark = pytest.mark.real
 
@@ -69,7 +67,7 @@ def test_a_pod_takes_up_a_config_map_that_is_exchanged(tmp_path: Path, module: t
     (tmp_path / "pod_app.py").write_text(APP)
     (tmp_path / "headworks.toml").symlink_to("..data/headworks.toml")
     version("..1", POLICY)
-    port, log = free_ports("127.0.0.1", 1, random.Random())[0], tmp_path / "log"
+    port, log = free_port(), tmp_path / "log"
     url = f"http://127.0.0.1:{port}/"
     command = [sys.executable, "-m", *module, str(port)]
     with log.open("wb") as out:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import resource
 import signal
 import socket
@@ -17,8 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
-from headworks.local.probe import free_ports
+from tests.ports import free_port
 
 pytestmark = pytest.mark.real
 
@@ -80,7 +78,7 @@ def pod(
     place: Path, *options: str, managed: bool = False
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A pod that answers, and its answer."""
-    port = free_ports("127.0.0.1", 1, random.Random())[0]
+    port = free_port()
     with (place / "log").open("wb") as log:
         process = subprocess.Popen(
             command(place, "--port", str(port), *options, managed=managed),
@@ -151,7 +149,7 @@ def test_the_policy_can_decline_it_and_the_option_decides(place: Path) -> None:
 
 def test_probes_and_metrics_have_a_port_of_their_own(place: Path) -> None:
     """The option's, else the policy's; it has no other page, and is gone with the pod."""
-    for_policy, for_option = free_ports("127.0.0.1", 2, random.Random())
+    for_policy, for_option = free_port(), free_port()
     policy = place / "headworks.toml"
     policy.write_text(policy.read_text() + f"[management]\nport = {for_policy}\n")
     named = ("--host", "localhost", "--management-port", str(for_option))
@@ -168,7 +166,7 @@ def test_probes_and_metrics_have_a_port_of_their_own(place: Path) -> None:
 
 
 def test_the_policy_says_on_which_address_probes_are_answered(place: Path) -> None:
-    (port,) = free_ports("127.0.0.2", 1, random.Random())
+    port = free_port("127.0.0.2")
     policy = place / "headworks.toml"
     policy.write_text(policy.read_text() + f'[management]\nhost = "127.0.0.2"\nport = {port}\n')
     with pod(place, managed=True):

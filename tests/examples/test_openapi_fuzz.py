@@ -22,8 +22,6 @@ def cases_of(description: dict[str, Any], mode: schemathesis.GenerationMode) -> 
 
         @settings(
             max_examples=EXAMPLES,
-            database=None,
-            derandomize=True,
             suppress_health_check=list(HealthCheck),
         )
         @given(case=result.ok().as_strategy(generation_mode=mode))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.ports import free_port
 
 from headworks.gateway.shares import Address
 from headworks.local.gateways import GATEWAYS, Gateway
 from headworks.local.parts import LOOPBACK
-from headworks.local.probe import free_ports, http_status, wait_until
+from headworks.local.probe import http_status, wait_until
 from headworks.policy.load import parse
 from headworks.policy.settings import Policy
 
@@ -147,8 +147,8 @@ def open_edge(request: pytest.FixtureRequest, tmp_path: Path) -> OpenEdge:
     @asynccontextmanager
     async def opened(pods: int = 1, **gateway: object) -> AsyncIterator[Edge]:
         async with AsyncExitStack() as stack:
-            port, *ports = free_ports(LOOPBACK, pods + 1, random.Random())
-            running = [Pod(f"pod-{index}", port) for index, port in enumerate(ports)]
+            port = free_port()
+            running = [Pod(f"pod-{index}", free_port()) for index in range(pods)]
             for pod in running:
                 await pod.start()
                 stack.callback(pod.kill)

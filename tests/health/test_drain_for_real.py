@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.health.test_termination import free_port, status, until
+from tests.health.test_termination import status, until
+from tests.ports import free_port
 
 pytestmark = pytest.mark.real
 

@@ -29,7 +29,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.integers(1, 12), st.integers(1, 30), steps)
 def test_it_never_falls_below_what_the_kept_spendings_alone_had_led_to(
     limit: int, burst: int, steps: list[tuple[int, int, int, int, int]]

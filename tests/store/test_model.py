@@ -233,7 +233,7 @@ async def _replay(stores: list[Store], data: bytes, clock: Clock, prefix: str) -
 histories = st.binary(max_size=40) | st.binary(min_size=60, max_size=240)
 
 
-@settings(max_examples=IN_MEMORY, deadline=None, database=None)
+@settings(max_examples=IN_MEMORY)
 @given(histories)
 def test_memory_stays_between_the_exact_logs(data: bytes) -> None:
     clock = Clock()
@@ -258,9 +258,7 @@ def test_every_server_answers_verdict_for_verdict_like_memory(
 
         @settings(
             max_examples=ON_A_SERVER,
-            deadline=None,
-            database=None,
-            suppress_health_check=[HealthCheck.function_scoped_fixture],
+            suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
         )
         @given(histories)
         def replay(data: bytes) -> None:
@@ -273,6 +271,6 @@ def test_every_server_answers_verdict_for_verdict_like_memory(
             for node in getattr(server, "nodes", [server]):
                 keys = list(node.client.scan_iter())
                 assert keys
-                assert all(node.client.pttl(key) >= 1 for key in keys), "every key has a time to live"
+                assert all(node.client.pttl(key) != -1 for key in keys), "every key has a time to live"
         finally:
             runner.run(shared.aclose())

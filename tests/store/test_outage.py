@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import select
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -21,34 +22,41 @@ from headworks.store.valkey import ValkeyStore
 pytestmark = pytest.mark.real
 
 PLENTY = Question((Ask("limit", "k", Window.of(1_000_000, 60)),))
-DEADLINE = 0.1
+DEADLINE = 0.5
+"""Seconds for a decision: a server that is held up for a moment does not miss three of them in a row."""
+PATIENCE = 60.0
+"""Seconds after which something has not happened."""
 SCHEDULING = 0.3
 """Seconds by which a machine with two cores, used by others too, may be late; see `Lag` for more."""
 
 
 @dataclass
 class Load:
-    """What one pod's callers saw: when they asked, how long it took, and whether they passed."""
+    """What one pod's callers saw: how long it took, and when what passed had been decided."""
 
     store: LadderStore
     question: Question
     slowest: float = 0.0
-    admitted: list[float] = field(default_factory=list)
+    answers: int = 0
+    """How often the store itself decided."""
     shared: list[float] = field(default_factory=list)
-    """When the store itself decided."""
+    """When it let somebody pass, by its clock, which is the system's."""
+    alone: list[float] = field(default_factory=list)
+    """When the pod alone did, by the same clock."""
 
-    async def run(self, pause: float) -> None:
+    async def run(self, pause: float, rng: random.Random) -> None:
         loop = asyncio.get_running_loop()
+        system = time.time() - loop.time()
         while True:
             began = loop.time()
             verdict = await self.store.ask(self.question)
-            now = loop.time()
-            self.slowest = max(self.slowest, now - began)
-            if verdict.allowed:
-                self.admitted.append(now)
-            if not verdict.degraded:
-                self.shared.append(now)
-            await asyncio.sleep(pause)
+            self.slowest = max(self.slowest, loop.time() - began)
+            self.answers += not verdict.degraded
+            if verdict.allowed and verdict.degraded:
+                self.alone.append(verdict.at_us / 1e6 + system)
+            elif verdict.allowed:
+                self.shared.append(verdict.at_us / 1e6)
+            await asyncio.sleep(pause * rng.uniform(0.5, 1.5))  # lest all ask at the same moment
 
 
 @dataclass
@@ -70,10 +78,10 @@ class Lag:
 
 
 @asynccontextmanager
-async def load(*loads: Load, tasks: int = 5, pause: float = 0.01) -> AsyncIterator[Lag]:
+async def load(*loads: Load, tasks: int, pause: float) -> AsyncIterator[Lag]:
     """So many callers of each, until the block ends; what they raise, it raises."""
-    running = [asyncio.create_task(one.run(pause)) for one in loads for _ in range(tasks)]
-    lag = Lag()
+    lag, rng = Lag(), random.Random(1)
+    running = [asyncio.create_task(one.run(pause, rng)) for one in loads for _ in range(tasks)]
     running.append(asyncio.create_task(lag.run()))
     try:
         yield lag
@@ -85,76 +93,89 @@ async def load(*loads: Load, tasks: int = 5, pause: float = 0.01) -> AsyncIterat
     assert failed == []
 
 
-async def until(condition: Callable[[], object], seconds: float) -> float:
-    """Seconds until it came true."""
-    began = asyncio.get_running_loop().time()
-    async with asyncio.timeout(seconds):
-        while True:
-            if condition():
-                return asyncio.get_running_loop().time() - began
+async def until(condition: Callable[[], object]) -> None:
+    """Look again and again whether it has come true."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110  # nothing tells when another process is ready
             await asyncio.sleep(0.005)
 
 
-def pods(url: str, count: int, told: list[str]) -> list[LadderStore]:
+def pods(url: str, count: int, told: list[str], deadline: float = DEADLINE) -> list[LadderStore]:
     """Pods that were told nothing of one another: they count themselves."""
     return [
         LadderStore(
             ValkeyStore(url),
-            decision_timeout=DEADLINE,
-            rng=random.Random(),
+            decision_timeout=deadline,
+            rng=random.Random(),  # tells one process from another
             on_change=lambda state, _: told.append(state),
         )
         for _ in range(count)
     ]
 
 
+@pytest.fixture
+def quickly_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headworks.store.heartbeat.EVERY", 0.5)
+
+
 def all_counted(stores: list[LadderStore]) -> bool:
     return all(store.statistics().processes == len(stores) for store in stores)
 
 
+async def connected(store: LadderStore) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while (await store.ask(PLENTY)).degraded:  # noqa: ASYNC110  # as above
+            await asyncio.sleep(0.005)
+
+
+def since(moment: float, times: list[float]) -> int:
+    """How many of them are later."""
+    return sum(at > moment for at in times)
+
+
+def trips(stores: list[LadderStore]) -> list[int]:
+    return [store.statistics().trips for store in stores]
+
+
+@pytest.mark.usefixtures("quickly_counted")
 @pytest.mark.parametrize("how", ["frozen", "killed"])
-async def test_five_seconds_without_a_server(own_server: Any, how: str) -> None:
-    """No exception, no late decision, no more than L·(1 + 4/4), the store within a second of its
-    return, and no stampede of commands or connections."""
+async def test_a_while_without_a_server(own_server: Any, how: str) -> None:
+    """No exception, no late decision, no more than L·(1 + 4/4), the store used again on its return; and
+    no stampede: each pod but looks for it now and then, however many are asking."""
     told: list[str] = []
     stores = pods(own_server.url, 4, told)
     loads = [Load(store, PLENTY) for store in stores]
     limited = [Load(store, Question((Ask("limit", "few", Window.of(200, 2)),))) for store in stores]
-    async with load(*loads, *limited) as lag:
-        await until(lambda: all(one.shared for one in loads) and all_counted(stores), 8)
-        began, _ = commands(own_server)
-        await asyncio.sleep(1)
-        usual = commands(own_server)[0] - began
+    async with load(*loads, *limited, tasks=50, pause=0.1) as lag:
+        await until(lambda: all(one.answers for one in loads) and all_counted(stores))
+        before = connections(own_server)
         own_server.freeze() if how == "frozen" else own_server.kill()
-        gone = asyncio.get_running_loop().time()
-        await asyncio.sleep(5)
-        assert sorted(told) == ["down"] * 4
+        await until(lambda: told == ["down"] * 4)
+        gone, asked = time.time(), trips(stores)
+        await until(lambda: all(since(gone, one.alone) >= 50 for one in limited))
+        alone = [since(gone, one.alone) for one in limited]
+        took = time.time() - gone
+        asked = [now - then for now, then in zip(trips(stores), asked, strict=True)]
         own_server.thaw() if how == "frozen" else own_server.start()
-        back = asyncio.get_running_loop().time()
-        before, connected = commands(own_server)
-        await until(lambda: all(one.shared[-1] > back for one in loads), 1 + SCHEDULING)
-        await asyncio.sleep(back + 1 - asyncio.get_running_loop().time())
-        after, connected_since = commands(own_server)
-        assert after - before <= 1.5 * usual + 4 * 20, "as in any second, and a few looks"
-        assert connected_since - connected <= 4 * 3, "two for each pod, and a look"
-        await asyncio.sleep(2)
+        await until(lambda: sorted(told) == ["down"] * 4 + ["up"] * 4)
+        made = connections(own_server) - (before if how == "frozen" else 0)
+        back = time.time()
+        await until(lambda: sum(since(back, one.shared) for one in limited) >= 200)
+    assert max(alone) <= 25 * took + 1, "a fourth of the limit each"
+    looks = 4 + took / 0.4
+    assert max(asked) <= 2 * looks + 1 + took / 0.4, "two questions a look, and the heartbeat"
+    assert made <= 4 * (2 + looks) + 1, "two for each pod, those of the looks, and this one"
     assert max(one.slowest for one in [*loads, *limited]) < DEADLINE + lag.scheduling
-    assert sorted(told) == ["down"] * 4 + ["up"] * 4
-    admitted = [at for one in limited for at in one.admitted]
-    assert most_in_any(2 - DEADLINE, admitted) <= 200 * (1 + 4 / 4) + 4
-    alone = sum(gone + 1 < at < back for at in admitted)
-    assert 200 <= alone <= 400 + 4, "their shares together are the limit: 400 in four seconds"
+    admitted = [at for one in limited for at in (*one.shared, *one.alone)]
+    assert most_in_any(2, admitted) <= 200 * (1 + 4 / 4) + 4
     for store in stores:
         await store.aclose()
 
 
-def commands(server: Any) -> tuple[int, int]:
-    """Scripts asked for, and connections made, since the server started."""
-    stats = server.client.info("commandstats")
-    asked = sum(
-        row["calls"] for name, row in stats.items() if name in ("cmdstat_evalsha", "cmdstat_eval")
-    )
-    return asked, server.client.info("stats")["total_connections_received"]
+def connections(server: Any) -> int:
+    """Those made since the server started."""
+    made: int = server.client.info("stats")["total_connections_received"]
+    return made
 
 
 class Proxy:
@@ -196,7 +217,7 @@ class Proxy:
         self._open.set()
         for stream in list(self._streams):
             stream.close()
-        await until(lambda: not self._streams, 5)
+        await until(lambda: not self._streams)
 
 
 def most_in_any(window: float, times: list[float]) -> int:
@@ -209,6 +230,7 @@ def most_in_any(window: float, times: list[float]) -> int:
     return most
 
 
+@pytest.mark.usefixtures("quickly_counted")
 @pytest.mark.parametrize("shape", [Window.of(200, 2), Bucket.of(200, 2, burst=20)])
 async def test_with_some_pods_cut_off_the_total_stays_within_its_bound(
     own_server: Any, shape: Any
@@ -221,66 +243,74 @@ async def test_with_some_pods_cut_off_the_total_stays_within_its_bound(
     stores = pods(own_server.url, 2, told) + pods(url, 2, told)
     loads = [Load(store, question) for store in stores]
     async with load(*loads, tasks=2, pause=0.004) as lag:
-        await until(lambda: all(one.shared for one in loads) and all_counted(stores), 8)
+        await until(lambda: all(one.answers for one in loads) and all_counted(stores))
         for _ in range(2):
-            await asyncio.sleep(0.5)
             proxy.stall()
-            await until(lambda: not stores[2].up and not stores[3].up, 5)
-            cut = asyncio.get_running_loop().time()
-            await asyncio.sleep(2.2)
+            await until(lambda: not stores[2].up and not stores[3].up)
+            cut = time.time()
+            await until(lambda cut=cut: all(since(cut, one.alone) >= 30 for one in loads[2:]))
             assert stores[0].up
             assert stores[1].up
-            alone = sum(at > cut for one in loads[2:] for at in one.admitted)
-            assert alone >= 60, "about 110 come due in that time"
             proxy.resume()
-            await until(lambda: stores[2].up and stores[3].up, 1 + SCHEDULING)
-    admitted = [at for one in loads for at in one.admitted]
+            await until(lambda: stores[2].up and stores[3].up)
+            back = time.time()
+            await until(lambda back=back: sum(since(back, one.shared) for one in loads) >= 50)
+    admitted = [at for one in loads for at in (*one.shared, *one.alone)]
     extra = shape.burst if isinstance(shape, Bucket) else 0
-    # Callers see a decision up to a scheduling delay after the store made it.
-    assert most_in_any(2 - DEADLINE, admitted) <= (200 + extra) * (1 + 2 / 4) + 2
+    assert most_in_any(2, admitted) <= (200 + extra) * (1 + 2 / 4) + 2
     assert max(one.slowest for one in loads) < DEADLINE + lag.scheduling
     for one in loads:
         await one.store.aclose()
     await proxy.close()
 
 
-@pytest.mark.parametrize("way", [0.0, 0.003])
+@pytest.mark.parametrize("way", [0.0, 0.02])
 async def test_a_pause_of_the_event_loop_alone_never_trips_the_ladder(
     own_server: Any, way: float
 ) -> None:
     """A tenth of a second, and about as long as the deadline, again and again; whether the server is
     near, or so far away that what was sent only after the pause is answered after the deadline."""
     proxy = Proxy(own_server.port, way)
-    (store,) = pods(await proxy.start(), 1, [])
-    async with asyncio.timeout(5):
-        while (await store.ask(PLENTY)).degraded:
-            pass
-    failures, loop, alone = store.statistics().failures, asyncio.get_running_loop(), 0
+    (store,) = pods(await proxy.start(), 1, [], deadline=0.1)
+    await connected(store)
+    failures, loop = store.statistics().failures, asyncio.get_running_loop()
     for i in range(24):
         asks = [asyncio.create_task(store.ask(PLENTY)) for _ in range(20)]
-        pause = 0.1 if i % 2 else DEADLINE - 0.006 + i * 0.0005
-        loop.call_later(i % 3 * 0.0005, time.sleep, pause)
-        verdicts = await asyncio.gather(*asks)
-        alone += sum(verdict.degraded for verdict in verdicts)
-    assert alone <= 24 * 20 / 10, "the server, too, has but a share of a busy machine"
+        loop.call_later(i % 3 * 0.0005, time.sleep, 0.1 if i % 2 else 0.094 + i * 0.0005)
+        await asyncio.gather(*asks)
     assert (store.up, store.statistics().failures) == (True, failures)
     await store.aclose()
     await proxy.close()
+
+
+async def test_an_answer_that_came_during_a_pause_of_the_event_loop_counts(own_server: Any) -> None:
+    """Deadline and answer are found together when the loop turns again."""
+    (store,) = pods(own_server.url, 1, [], deadline=0.1)
+    await connected(store)
+    wires, alone = store._inner._link._wires, 0  # type: ignore[attr-defined]  # the test's own view
+    sockets = [wire._transport.get_extra_info("socket") for wire in wires]
+    for _ in range(10):
+        asks = [asyncio.create_task(store.ask(PLENTY)) for _ in range(20)]
+        await asyncio.sleep(0)  # they have asked
+        await asyncio.sleep(0)  # and it was sent
+        assert select.select(sockets, [], [], PATIENCE)[0], "the answer has come"
+        time.sleep(0.12)  # noqa: ASYNC251  # the pause
+        alone += sum(verdict.degraded for verdict in await asyncio.gather(*asks))
+    assert alone <= 2 * 20, "a pause right after the pause"
+    await store.aclose()
 
 
 async def test_a_hiccup_does_not_take_the_store_down(own_server: Any) -> None:
     """Fifty questions under way when the server stands still for one deadline are one failure."""
     told: list[str] = []
     store = pods(own_server.url, 1, told)[0]
-    async with asyncio.timeout(5):
-        while (await store.ask(PLENTY)).degraded:
-            pass
+    await connected(store)
     own_server.freeze()
     verdicts = await asyncio.gather(*(store.ask(PLENTY) for _ in range(50)))
     own_server.thaw()
     assert all(verdict.degraded for verdict in verdicts)
     assert store.up
-    await until(lambda: own_server.client.ping(), 5)
+    await until(own_server.client.ping)
     assert not (await store.ask(PLENTY)).degraded
     assert told == []
     await store.aclose()
@@ -292,7 +322,7 @@ async def test_starting_without_a_server_is_normal(own_server: Any) -> None:
     for _ in range(5):
         assert (await store.ask(PLENTY)).degraded
     own_server.start()
-    await until(lambda: store.up, 2)
+    await until(lambda: store.up)
     assert not (await store.ask(PLENTY)).degraded
     await store.aclose()
 
@@ -306,7 +336,7 @@ class Ahead(asyncio.SelectorEventLoop):
 
 def test_pods_an_hour_apart_get_the_same_verdicts(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time is the server's: they share one window, and are told the same time to come back."""
-    question = Question((Ask("limit", "k", Window.of(10, 60)),))
+    question, threads = Question((Ask("limit", "k", Window.of(10, 7200)),)), threading.active_count()
 
     async def ask_six() -> list[Any]:
         (store,) = pods(server.url, 1, [])
@@ -325,5 +355,5 @@ def test_pods_an_hour_apart_get_the_same_verdicts(server: Any, monkeypatch: pyte
     assert not any(verdict.degraded for verdict in verdicts)
     assert [verdict.limits[0].remaining for verdict in verdicts] == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0]
     assert [verdict.allowed for verdict in verdicts] == [True] * 10 + [False] * 2
-    assert all(59 < verdict.retry_after <= 60 for verdict in verdicts[10:])
-    assert threading.active_count() == 1
+    assert all(7200 - 600 < verdict.retry_after <= 7200 for verdict in verdicts[10:])
+    assert threading.active_count() == threads
