@@ -111,7 +111,7 @@ class Edge:
             client = httpx2.AsyncClient(
                 base_url=f"http://{LOOPBACK}:{self.port}",
                 transport=httpx2.AsyncHTTPTransport(local_address=address),
-                timeout=10,
+                timeout=60,
             )
             self._clients[address] = await self._stack.enter_async_context(client)
         return self._clients[address]
@@ -154,7 +154,7 @@ def open_edge(request: pytest.FixtureRequest, tmp_path: Path) -> OpenEdge:
                 stack.callback(pod.kill)
             edge = Edge(product, port, running, stack)
             await _run(edge, tmp_path, policy_with(**gateway), stack)
-            assert await wait_until(lambda: _is(edge.health, 200), timeout=10), "the gateway is not up"
+            assert await wait_until(lambda: _is(edge.health, 200), timeout=60), "the gateway is not up"
             yield edge
 
     opened.product = product.name  # type: ignore[attr-defined]  # for tests whose bounds differ

@@ -26,7 +26,7 @@ async def test_limit_rps_is_a_limit_of_each_address_and_bounds_nothing_together(
     passed = await burst(plain_nginx(conf), addresses=6, each=60)
     assert min(passed) >= 51
     assert sum(passed) >= 6 * 51, "what was meant as ten a second for everybody"
-    ours = {"total_rate": "60/min burst 50", "per_ip_rate": "60/min burst 50"}
+    ours = {"total_rate": "60/h burst 50", "per_ip_rate": "60/h burst 50"}
     for product in ("nginx", "envoy"):
         held = await burst(gateway(product, settings=ours), addresses=6, each=60)
-        assert 50 <= sum(held) <= 50 + 20, "the burst, once, and what came in while it lasted"
+        assert 50 <= sum(held) <= 50 + 2, "the burst, once"

@@ -18,7 +18,7 @@ from headworks.local.probe import wait_until
 pytestmark = pytest.mark.real
 on_both = pytest.mark.parametrize("open_edge", ["nginx", "envoy"], indirect=True)
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which something has not happened."""
 WIDE = {"per_ip_rate": "50000/s", "per_ip_connections": 1000, "total_rate": "50000/s"}
 
