@@ -52,7 +52,7 @@ async def pod(name: str, port: int, service: str = "svc") -> AsyncIterator[httpx
     policy: dict[str, Any] = {
         "schema": 1,
         "service": {"name": service},
-        "store": {"url": f"valkey://127.0.0.1:{port}", "decision_timeout": "500ms"},
+        "store": {"url": f"valkey://127.0.0.1:{port}", "decision_timeout": "10s"},
         "deploy": {"replicas": 2},
         "fairness": {"default_tier": "free", "tiers": {"free": {"rate": "10/min"}}},
     }
@@ -104,7 +104,7 @@ async def test_all_limits_of_a_request_take_one_trip_watched_ones_included(tmp_p
     policy: dict[str, Any] = {
         "schema": 1,
         "service": {"name": "svc"},
-        "store": {"url": f"valkey://127.0.0.1:{port}", "decision_timeout": "500ms"},
+        "store": {"url": f"valkey://127.0.0.1:{port}", "decision_timeout": "10s"},
         "fairness": {
             "default_tier": "free",
             "tiers": {"free": {"rate": "10/min", "tenant_rate": "10/min"}},

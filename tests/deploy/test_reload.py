@@ -14,6 +14,9 @@ from tests.ports import free_port
 
 pytestmark = pytest.mark.real
 
+PATIENCE = 60.0
+"""Seconds after which something has not happened."""
+
 POLICY = """
 schema = 1
 [service]
@@ -39,7 +42,7 @@ PLAIN = ("uvicorn", "pod_app:app", "--port")
 def limits(url: str) -> str:
     """What an answer of the pod says of its limits, "" while there is none."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as reply:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as reply:
             return str(reply.headers["ratelimit-policy"])
     except urllib.error.HTTPError as error:  # there is no route, and limits all the same
         return str(error.headers["ratelimit-policy"])
@@ -48,7 +51,7 @@ def limits(url: str) -> str:
 
 
 def until(url: str, expected: str, log: Path) -> None:
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + PATIENCE
     while limits(url) != expected:
         assert time.monotonic() < ends, log.read_text()
         time.sleep(0.05)
@@ -77,7 +80,7 @@ def test_a_pod_takes_up_a_config_map_that_is_exchanged(tmp_path: Path, module: t
         version("..2", POLICY.replace("1000/min", "2000/min"))
         until(url, '"tier:free";q=2000;w=60', log)
         version("..3", POLICY.replace("1000/min", "many"))
-        ends = time.monotonic() + 20
+        ends = time.monotonic() + PATIENCE
         while "is refused" not in log.read_text():
             assert time.monotonic() < ends, log.read_text()
             time.sleep(0.05)

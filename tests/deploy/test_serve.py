@@ -20,6 +20,9 @@ from tests.ports import free_port
 
 pytestmark = pytest.mark.real
 
+PATIENCE = 60.0
+"""Seconds after which something has not happened."""
+
 POLICY = """
 schema = 1
 [service]
@@ -93,10 +96,10 @@ def pod(
 
 
 def _answer(port: int, log: Path) -> str:
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + PATIENCE
     while True:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as reply:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=PATIENCE) as reply:
                 return str(reply.read().decode())
         except OSError:
             assert time.monotonic() < ends, log.read_text()
@@ -109,14 +112,14 @@ def _few_files() -> None:
 
 
 def ask(port: int, path: str) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as reply:
         return str(reply.read().decode())
 
 
 def refused(place: Path, *options: str, managed: bool = False) -> str:
     """What the pod says when it cannot start; its exit code must be 2."""
     asked = command(place, *options, managed=managed)
-    result = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
+    result = subprocess.run(asked, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     return result.stderr
@@ -128,14 +131,14 @@ def test_a_pod_serves_the_policys_app_frozen_and_ends_with_0_when_told(place: Pa
         assert '"files":true' in answer
         assert f'"policy":"{place}/headworks.toml"' in answer
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=PATIENCE) == 0
 
 
 def test_freezing_can_be_declined(place: Path) -> None:
     with pod(place, "--no-gc-freeze") as (process, answer):
         assert '"frozen":false' in answer
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=PATIENCE) == 0
 
 
 def test_the_policy_can_decline_it_and_the_option_decides(place: Path) -> None:
@@ -160,7 +163,7 @@ def test_probes_and_metrics_have_a_port_of_their_own(place: Path) -> None:
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 ask(port, "/")
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=10) == 0
+            assert process.wait(timeout=PATIENCE) == 0
             with pytest.raises(urllib.error.URLError, match="refused"):
                 ask(port, "/ready")
 
@@ -170,7 +173,7 @@ def test_the_policy_says_on_which_address_probes_are_answered(place: Path) -> No
     policy = place / "headworks.toml"
     policy.write_text(policy.read_text() + f'[management]\nhost = "127.0.0.2"\nport = {port}\n')
     with pod(place, managed=True):
-        with urllib.request.urlopen(f"http://127.0.0.2:{port}/health", timeout=5) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.2:{port}/health", timeout=PATIENCE) as reply:
             assert reply.status == 200
         with pytest.raises(urllib.error.URLError, match="refused"):
             ask(port, "/health")

@@ -9,6 +9,7 @@ import pytest
 from bench.pods import ask, plain, protected
 
 from headworks.local.parts import LOOPBACK
+from headworks.local.probe import http_status
 
 pytestmark = pytest.mark.real
 
@@ -16,12 +17,13 @@ PLACES = 20
 
 
 async def fill(port: int, calls: AsyncExitStack) -> None:
-    """Every place taken by a call of sixty seconds."""
-    for _ in range(PLACES):
-        _, writer = await asyncio.open_connection(LOOPBACK, port)
-        calls.callback(writer.close)
-        writer.write(b"GET /long HTTP/1.1\r\nHost: pod\r\n\r\n")
-    await asyncio.sleep(0.3)
+    """Every place taken by a call of sixty seconds: whoever comes next is refused."""
+    async with asyncio.timeout(30):
+        while await http_status(LOOPBACK, port, "/quick") != 503:
+            for _ in range(PLACES):
+                _, writer = await asyncio.open_connection(LOOPBACK, port)
+                calls.callback(writer.close)
+                writer.write(b"GET /long HTTP/1.1\r\nHost: pod\r\n\r\n")
 
 
 async def test_a_pod_full_of_long_calls_is_never_failed_by_liveness() -> None:
@@ -33,5 +35,4 @@ async def test_a_pod_full_of_long_calls_is_never_failed_by_liveness() -> None:
             for path in ("/health", "/ready"):
                 answers = await ask(port, path, 0.5)
                 assert (answers.failed, bool(answers.statuses)) == (0, True)
-        assert (await ask(ours.port, "/quick", 0.1)).statuses[0] == 503, "it is really full"
         assert set((await ask(control.port, "/health", 0.5)).statuses) == {503}

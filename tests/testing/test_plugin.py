@@ -20,7 +20,9 @@ def run(folder: Path, tests: str, *options: str) -> tuple[int, str]:
     (folder / "pytest.ini").write_text(STRICT)
     (folder / "test_theirs.py").write_text(tests)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
     return result.returncode, result.stdout + result.stderr
 
 
