@@ -7,6 +7,7 @@ with everything on; `test_layers_bite.py` switches the layer off and expects the
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -108,6 +109,7 @@ async def service(
         store=store,
         transports={"llm": InProcess(fake)},
         sinks=[sink],
+        rng=random.Random(1),
     )
     app = works.protect(FastAPI())
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)

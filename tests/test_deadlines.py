@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -127,6 +128,7 @@ class Pod:
             store=self.store,
             transports={"llm": self.server},
             sinks=[self.sink],
+            rng=random.Random(1),
         )
         self.app = self.works.protect(FastAPI())
         self.log: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +54,12 @@ class Service:
         self.sink, self.store = RecordingSink(), CountingStore()
         self.policy = parse(POLICY | (policy or {}), "test", {})
         self.works = Headworks(
-            self.policy, store=DenyCache(self.store), sinks=[self.sink], pod="pod-1", **options
+            self.policy,
+            store=DenyCache(self.store),
+            sinks=[self.sink],
+            pod="pod-1",
+            rng=random.Random(1),
+            **options,
         )
         app = FastAPI(middleware=[Middleware(Seen)])
         router = APIRouter()

