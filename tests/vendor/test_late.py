@@ -11,6 +11,7 @@ import pytest
 import uvloop
 from tests.vendor.conftest import House
 
+from headworks.testing.loop import VirtualTimeLoop
 from headworks.vendor.alarm import Alarm
 
 
@@ -66,21 +67,19 @@ async def test_an_answer_that_took_too_long_books_nothing_that_is_sent(house: An
     assert (await vendor.client.post("/x", json={})).status_code == 200
 
 
-@pytest.mark.real
 async def test_a_pod_that_slept_through_its_booking_gives_it_back(house: Any) -> None:
     """A loop that stands still while bookings fall due does not send them in a bunch afterwards."""
     vendor = house.vendor(jitter="20ms", quota=["1200/min"], queue_timeout="30s")
     calls = [asyncio.create_task(vendor.client.post("/x", json={})) for _ in range(20)]
-    await asyncio.wait(calls, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
     loop = asyncio.get_running_loop()
-    until = loop.time() + 0.3
-    while loop.time() < until:
-        pass  # somebody computes and lets nobody else run
+    assert isinstance(loop, VirtualTimeLoop)
+    loop.advance(0.3)  # somebody computes and lets nobody else run
     await asyncio.gather(*calls)
     arrivals = house.server.arrivals
     gaps = [later - earlier for earlier, later in itertools.pairwise(arrivals)]
     assert vendor.statistics().late >= 1
-    assert min(gaps) >= 0.05 - 0.02 - 0.005
+    assert min(gaps) >= 0.05 - 0.02
     await vendor.aclose()
 
 
