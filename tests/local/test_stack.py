@@ -236,10 +236,7 @@ def test_a_child_that_hangs_is_killed_after_its_grace(folder: Path) -> None:
 
 
 def test_a_second_ctrl_c_kills_at_once(folder: Path) -> None:
-    policy = folder / "headworks.toml"
-    policy.write_text(TINY.read_text().replace("[health]", '[health]\ndrain_timeout = "1h"'))
-    shutil.copy(TINY.parent / "tiny_app.py", folder)
-    with running(folder, "--pods", "1", policy=policy) as stack:
+    with running(folder, "--pods", "1") as stack:
         leaders = stack.leaders()
         os.kill(stack.pid("pod-1"), signal.SIGSTOP)  # would take its whole grace
         stack.process.send_signal(signal.SIGINT)
@@ -248,6 +245,7 @@ def test_a_second_ctrl_c_kills_at_once(folder: Path) -> None:
         stack.process.send_signal(signal.SIGINT)
         stack.process.wait(ANSWER_WITHIN)
         assert all_gone(leaders)
+        assert "pod-1 did not end within" not in stack.errors.read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
