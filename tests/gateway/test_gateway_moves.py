@@ -55,7 +55,7 @@ async def flow(edge: Any, *, posts: int = 1) -> AsyncIterator[Flow]:
     """Three readers and a writer, while the block runs."""
     flowing = Flow()
     methods = ["GET"] * 3 + ["POST"] * posts
-    async with httpx2.AsyncClient(base_url=f"http://{LOOPBACK}:{edge.port}", timeout=10) as client:
+    async with httpx2.AsyncClient(base_url=f"http://{LOOPBACK}:{edge.port}", timeout=PATIENCE) as client:
         tasks = [asyncio.create_task(flowing.ask(client, method)) for method in methods]
         try:
             await flowing.more(50)
@@ -121,7 +121,7 @@ async def test_a_changed_policy_is_taken_over_without_losing_a_request(open_edge
             edge.take_over(narrow)
 
             async def taken_over() -> bool:
-                async with httpx2.AsyncClient() as asking:  # a connection of its own
+                async with httpx2.AsyncClient(timeout=PATIENCE) as asking:  # a connection of its own
                     url = f"http://{LOOPBACK}:{edge.port}/x"
                     return (await asking.post(url, content=b"a" * 100)).status_code == 413
 
