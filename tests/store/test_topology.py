@@ -214,6 +214,12 @@ async def _until_degraded(store: LadderStore, wanted: bool, cost: int = 1) -> Ve
             await asyncio.sleep(0.02)
 
 
+def has_heard_all(replica: servers.Server, primary: servers.Server) -> bool:
+    """Whether what the primary has written until now has reached its replica."""
+    written, heard = (server.client.info("replication") for server in (primary, replica))
+    return bool(heard["slave_repl_offset"] >= written["master_repl_offset"])
+
+
 def knows_script(server: servers.Server) -> bool:
     """Whether it has been given the script that decides."""
     return server.client.script_exists(script("decide", "plain", "clock", "shapes", "gate").sha) == [
@@ -232,7 +238,7 @@ async def test_after_a_failover_the_new_primary_decides(watched: Any, how: str) 
         decision_timeout=0.5,
     )
     await _until_degraded(store, False, cost=40)
-    servers.until(lambda: primary.client.wait(1, 1000), "the replica has heard")
+    servers.until(lambda: has_heard_all(replica, primary), "the replica has heard")
     assert (knows_script(primary), knows_script(replica)) == (True, False)
     sentinel.client.execute_command("SENTINEL SET", "main", "down-after-milliseconds", 500)
     primary.kill() if how == "killed" else primary.freeze()
@@ -252,7 +258,7 @@ async def test_after_a_node_of_a_cluster_fails_its_replica_decides(followed: Any
     cluster, primary, replica = followed
     store = LadderStore(ValkeyStore(cluster.url), rng=random.Random(4), decision_timeout=0.5)
     await _until_degraded(store, False, cost=40)
-    servers.until(lambda: primary.client.wait(1, 1000), "the replica has heard")
+    servers.until(lambda: has_heard_all(replica, primary), "the replica has heard")
     assert (knows_script(primary), knows_script(replica)) == (True, False)
     for node in (*cluster.nodes, replica):
         node.client.config_set("cluster-node-timeout", 500)
