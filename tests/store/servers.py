@@ -157,6 +157,7 @@ class ClusterNode(Server):
             cluster_enabled="yes",
             cluster_port=bus,
             cluster_node_timeout="2000",
+            cluster_replica_validity_factor="0",  # however long its primary has been away, it takes over
             repl_diskless_sync_delay="0",
         )
         self.bus = bus

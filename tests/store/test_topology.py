@@ -260,8 +260,6 @@ async def test_after_a_node_of_a_cluster_fails_its_replica_decides(followed: Any
     await _until_degraded(store, False, cost=40)
     servers.until(lambda: has_heard_all(replica, primary), "the replica has heard")
     assert (knows_script(primary), knows_script(replica)) == (True, False)
-    for node in (*cluster.nodes, replica):
-        node.client.config_set("cluster-node-timeout", 500)
     primary.kill() if how == "killed" else primary.freeze()
     await _until_degraded(store, True)
     await _until_degraded(store, False)
