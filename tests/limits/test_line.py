@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headworks.current import Criticality
-from headworks.limits.line import Line, Waiter
+from headworks.limits.line import CREDIT, REMEMBERED, Line, Waiter
 
 DEFAULT = Criticality.DEFAULT
 
@@ -75,6 +75,75 @@ def test_ahead_tells_a_newcomer_one_round_and_the_flooder_its_whole_backlog() ->
     assert line.ahead("flooder", DEFAULT) == 100
 
 
+def test_who_asked_for_nothing_for_a_while_catches_up_so_many_calls_and_no_more() -> None:
+    """The flooder has been served alone meanwhile: it gave nothing up by waiting now."""
+    line: Line[str] = Line()
+    for number in range(100):
+        stand(line, f"flooder:{number}")
+    stand(line, "known:0")
+    while len(line) > 70:
+        line.pop()
+    for number in range(20):
+        stand(line, f"known:{number}")
+    first = order(line)[:30]
+    assert all(name.startswith("known") for name in first[:CREDIT])
+    assert sum(name.startswith("known") for name in first[CREDIT:]) == (30 - CREDIT) / 2
+
+
+def test_a_newcomer_catches_up_nothing() -> None:
+    """Or whoever comes under ever new names would go before everybody else."""
+    line: Line[str] = Line()
+    for number in range(100):
+        stand(line, f"stays:{number}")
+    while len(line) > 70:
+        line.pop()
+    for number in range(20):
+        stand(line, f"new:{number}")
+    assert sum(name.startswith("new") for name in order(line)[:20]) == 10
+
+
+def test_a_call_that_left_unserved_costs_its_tenant_no_turn() -> None:
+    line: Line[str] = Line()
+    for number in range(10):
+        stand(line, f"a:{number}")
+    for number in range(10):
+        line.leave(stand(line, f"b:gone-{number}"))
+    stand(line, "b:0")
+    assert "b:0" in order(line)[:2]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans(), st.booleans()), max_size=80),
+    st.sampled_from("abcdef"),
+)
+def test_ahead_is_who_will_be_served_before(history: list[tuple[str, bool, bool]], tenant: str) -> None:
+    """Exactly, where costs are alike and nobody has left from between others of its tenant."""
+    line: Line[str] = Line()
+    last: dict[str, Waiter[str]] = {}
+    for name, serves, leaves in history:
+        if leaves and name in last:
+            line.leave(last[name])  # its latest
+        else:
+            last[name] = stand(line, f"{name}:")
+        if serves:
+            line.pop()
+    foreseen = line.ahead(tenant, DEFAULT)
+    mine = stand(line, f"{tenant}:mine")
+    found = [line.nth(n) for n in range(len(line))].index(mine)
+    assert foreseen == found
+
+
+def test_ahead_of_very_many_tenants_is_about_right() -> None:
+    line: Line[str] = Line()
+    for number in range(400):
+        for call in range(3):
+            stand(line, f"t{number}:{call}")
+    for _ in range(400):
+        line.pop()
+    for tenant, about in (("t7", 800), ("newcomer", 400)):
+        assert abs(line.ahead(tenant, DEFAULT) - about) <= 80
+
+
 def test_state_of_tenants_that_left_does_not_pile_up() -> None:
     line: Line[str] = Line()
     stand(line, "stays:0", units=10**9)
@@ -83,7 +152,7 @@ def test_state_of_tenants_that_left_does_not_pile_up() -> None:
         stand(line, f"u{number}:0")
         line.pop()
     queue = line._classes[DEFAULT]
-    assert len(queue.last) < 200
+    assert len(queue.tenants) < 2 * REMEMBERED
     assert len(queue.heap) < 10
 
 

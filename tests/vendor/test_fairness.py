@@ -7,6 +7,8 @@ import random
 from collections import Counter
 from typing import Any
 
+import pytest
+
 from headworks.current import Criticality, Current, enter
 from headworks.vendor import Vendor
 
@@ -52,16 +54,23 @@ class Demand:
                 self.waits.setdefault(tenant, []).append(asyncio.get_running_loop().time() - began)
 
 
-async def test_nine_polite_tenants_beside_a_flooder_get_their_demand(house: Any) -> None:
-    """Each of the nine asks for four fifths of an equal part, the flooder for four times all of it."""
+@pytest.mark.parametrize("part", [0.8, 0.95, 1.0])
+async def test_nine_polite_tenants_beside_a_flooder_get_their_demand(house: Any, part: float) -> None:
+    """Each of the nine asks for so much of an equal part, the flooder for four times all of it.
+
+    Their arrivals are random: who happened to ask for more than its part is owed its part. From a line
+    without `CREDIT` the nine get 88 % at 1.0, however well it is foreseen who is served in time.
+    """
     pods = fleet(house)
     demand = Demand(pods)
-    polite = {f"polite-{n}": (0.08 * QUOTA, Criticality.DEFAULT) for n in range(9)}
+    polite = {f"polite-{n}": (part * 0.1 * QUOTA, Criticality.DEFAULT) for n in range(9)}
     await demand.drive(polite | {"flooder": (4 * QUOTA, Criticality.DEFAULT)}, 200)
     served, asked = (sum(count[name] for name in polite) for count in (demand.served, demand.asked))
     assert served / asked >= 0.9
-    assert min(demand.served[name] / demand.asked[name] for name in polite) >= 0.8
+    owed = {name: min(demand.asked[name], 0.1 * QUOTA * 160) for name in polite}
+    assert min(demand.served[name] / owed[name] for name in polite) >= 0.9
     assert sum(demand.served.values()) >= 0.99 * QUOTA * 160, "and all of the quota is used"
+    assert demand.served["flooder"] >= 0.9 * (QUOTA * 160 - asked), "also by the flooder"
 
 
 async def test_interactive_calls_are_served_as_if_alone_and_batch_uses_the_rest(house: Any) -> None:

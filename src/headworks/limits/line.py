@@ -4,6 +4,11 @@ Self-clocked fair queueing (S. J. Golestani, INFOCOM 1994): a call of cost c by 
 is stamped `finish = max(V, last finish of its tenant) + c / w`, where V is the stamp of the call
 served last; the lowest stamp goes first. A tenant that floods only lengthens its own stamps.
 
+Two things are added. A tenant whose last finish lies behind V, because it asked for nothing meanwhile,
+may catch up by `CREDIT` calls: its call is stamped as early as `V − CREDIT · c / w`. Otherwise whoever
+asks for its equal part, now and then a little late, would get less than that part, and those who always
+ask would get the rest. And a call that leaves unserved gives its tenant back what it was stamped for.
+
 Pure data, no clock and no await. Joining, leaving and serving are O(log n) amortised: who leaves is
 struck out in place and swept when the struck outnumber the standing.
 """
@@ -11,14 +16,24 @@ struck out in place and swept when the struck outnumber the standing.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Generic, TypeVar
 
 from headworks.current import Criticality
 
 T = TypeVar("T")
+
+CREDIT = 8
+"""Calls by which a tenant that asked for nothing for a while may be served earlier."""
+
+REMEMBERED = 1024
+"""Tenants with nobody in line whose stamps are kept at least. One that is not known has no credit."""
+
+LEAST = 1e-6
+"""What a call is stamped for at least, as an average of stamps that were added and taken away again."""
 
 LOOKED_AT = 64
 """Tenants up to which each one's calls are looked at to tell how many go first."""
@@ -39,6 +54,27 @@ class Waiter(Generic[T]):
     finish: float = 0.0
     standing: bool = False
 
+    def stamp(self) -> float:
+        """What it is stamped for: its cost by its tenant's weight."""
+        return _stamp(self.units, self.weight)
+
+
+def _stamp(units: int, weight: int) -> float:
+    return max(units, 1) / max(weight, 1)
+
+
+@dataclass(slots=True)
+class _Tenant:
+    """One tenant in one class: its last stamp, its calls in line, and what these were stamped for."""
+
+    last: float
+    calls: int = 0
+    stamped: float = 0.0
+
+    def each(self) -> float:
+        """What its calls in line were stamped for, on average."""
+        return max(self.stamped / self.calls, LEAST)
+
 
 @dataclass(slots=True)
 class _Class(Generic[T]):
@@ -46,21 +82,41 @@ class _Class(Generic[T]):
 
     heap: list[tuple[float, int, Waiter[T]]] = field(default_factory=list)
     served: float = 0.0
-    last: dict[str, float] = field(default_factory=dict)
-    standing: Counter[str] = field(default_factory=Counter)
+    tenants: dict[str, _Tenant] = field(default_factory=dict)
+    standing: dict[str, _Tenant] = field(default_factory=dict)
     struck: int = 0
 
     def __len__(self) -> int:
         return len(self.heap) - self.struck
 
+    def start(self, tenant: str, each: float) -> float:
+        """Where the next call of a tenant begins; `each` is what it is stamped for."""
+        known = self.tenants.get(tenant)
+        return self.served if known is None else max(known.last, self.served - CREDIT * each)
+
     def push(self, waiter: Waiter[T], number: int) -> None:
-        start = max(self.served, self.last.get(waiter.tenant, 0.0))
-        waiter.finish = self.last[waiter.tenant] = start + max(waiter.units, 1) / max(waiter.weight, 1)
+        each = waiter.stamp()
+        waiter.finish = self.start(waiter.tenant, each) + each
         waiter.standing = True
-        self.standing[waiter.tenant] += 1
-        if len(self.last) > 2 * len(self.standing) + 64:  # stamps that no longer hold anyone back
-            self.last = {tenant: at for tenant, at in self.last.items() if at > self.served}
+        tenant = self.tenants.get(waiter.tenant)
+        if tenant is None:
+            self._forget()
+            tenant = self.tenants[waiter.tenant] = _Tenant(waiter.finish)
+        tenant.last = waiter.finish
+        tenant.calls += 1
+        tenant.stamped += each
+        self.standing[waiter.tenant] = tenant
         heapq.heappush(self.heap, (waiter.finish, number, waiter))
+
+    def _forget(self) -> None:
+        """Drop the stamps that hold nobody back, when there are many."""
+        if len(self.tenants) > 2 * len(self.standing) + REMEMBERED:
+            kept = self.standing
+            self.tenants = {
+                name: tenant
+                for name, tenant in self.tenants.items()
+                if name in kept or tenant.last > self.served
+            }
 
     def head(self) -> Waiter[T] | None:
         while self.heap and not self.heap[0][2].standing:
@@ -73,7 +129,7 @@ class _Class(Generic[T]):
         if waiter is None:
             return None
         heapq.heappop(self.heap)
-        self.served = waiter.finish
+        self.served = max(self.served, waiter.finish)
         self._gone(waiter)
         return waiter
 
@@ -106,17 +162,35 @@ class _Class(Generic[T]):
 
     def strike(self, waiter: Waiter[T]) -> None:
         self.struck += 1
+        self.tenants[waiter.tenant].last -= waiter.stamp()
         self._gone(waiter)
         if self.struck > len(self.heap) // 2:
             self.sweep()
 
+    def ahead(self, tenant: str, each: float) -> int:
+        """About how many would be served before one more of this tenant: those with earlier stamps, if
+        the stamps of each tenant are evenly spaced."""
+        finish, standing = self.start(tenant, each) + each, self.standing.values()
+        if len(standing) <= LOOKED_AT:
+            return sum(
+                max(other.calls - math.ceil(max(other.last - finish, 0.0) / other.each()), 0)
+                for other in standing
+            )
+        mean = sum(other.each() for other in islice(standing, LOOKED_AT)) / LOOKED_AT
+        own = self.standing[tenant].calls if tenant in self.standing else 0
+        rounds = max(finish - self.served, 0.0) / mean
+        return min(len(self), max(own, math.ceil(rounds * len(standing))))
+
     def _gone(self, waiter: Waiter[T]) -> None:
         waiter.standing = False
-        self.standing[waiter.tenant] -= 1
-        if self.standing[waiter.tenant] <= 0:
+        tenant = self.tenants[waiter.tenant]
+        tenant.calls -= 1
+        tenant.stamped -= waiter.stamp()
+        if tenant.calls <= 0:
+            tenant.stamped = 0.0
             del self.standing[waiter.tenant]
         if not self.standing:  # nobody left to be fair between: stamps start afresh
-            self.last.clear()
+            self.tenants.clear()
             self.served = 0.0
 
 
@@ -165,22 +239,18 @@ class Line(Generic[T]):
                 return queue.pop()
         return None
 
-    def standing(self, tenant: str, criticality: Criticality) -> int:
-        """How many calls of this tenant and class stand in line."""
-        return self._classes[criticality].standing[tenant]
+    def standing(self, tenant: str, criticality: Criticality) -> bool:
+        """Whether calls of this tenant and class stand in line."""
+        return tenant in self._classes[criticality].standing
 
-    def ahead(self, tenant: str, criticality: Criticality) -> int:
-        """About how many calls would be served before one more of this tenant and class.
+    def ahead(self, tenant: str, criticality: Criticality, units: int = 1, weight: int = 1) -> int:
+        """About how many calls would be served before one more of this tenant, class, cost and weight.
 
-        Everyone in higher classes, and in its own as many rounds as the tenant already has calls
-        waiting: a tenant with nothing in line is at most one round away, however long a flooder's.
+        Everyone in higher classes, and in its own those with an earlier stamp: a tenant with nothing in
+        line is at most one round away, however long a flooder's.
         """
         higher = sum(len(queue) for other, queue in self._classes.items() if other > criticality)
-        queue = self._classes[criticality]
-        rounds = self.standing(tenant, criticality) + 1
-        if len(queue.standing) > LOOKED_AT:
-            return higher + min(len(queue), rounds * len(queue.standing))
-        return higher + sum(min(calls, rounds) for calls in queue.standing.values())
+        return higher + self._classes[criticality].ahead(tenant, _stamp(units, weight))
 
     def waiters(self) -> list[Waiter[T]]:
         """Everyone standing, in no particular order."""
