@@ -23,7 +23,7 @@ from headworks.admission.answer import Answer
 from headworks.admission.slots import Slot, Slots
 from headworks.admission.waiting import Waiting
 from headworks.caller import Caller
-from headworks.current import Criticality
+from headworks.current import Criticality, Current
 from headworks.fairness import KnownRefusals
 from headworks.fairness import gate as fairness_gate
 from headworks.fairness.gate import Fairness
@@ -32,10 +32,11 @@ from headworks.health import Probes
 from headworks.health.readiness import Health
 from headworks.identity import Identifier
 from headworks.limits import breaker
-from headworks.limits.line import Line, Waiter
+from headworks.limits.line import Ahead, Line, Waiter
 from headworks.vendor import slots as vendor_slots
+from headworks.vendor import waiting as vendor_waiting
 from headworks.vendor.gate import GateCache
-from headworks.vendor.pace import Pace
+from headworks.vendor.outlook import Place
 from headworks.vendor.quota import Quota
 from headworks.vendor.retry import Retry
 from headworks.vendor.smoother import Smoother
@@ -183,10 +184,13 @@ def first_come_first_served(patch: Patch) -> None:
         join(self, waiter)
 
     patch.setattr(Line, "join", alike)
-    patch.setattr(Line, "ahead", lambda self, tenant, criticality: len(self))
-    wait = Pace.wait
-    alike_too = Criticality.DEFAULT  # nor does the estimate of the time in it
-    patch.setattr(Pace, "wait", lambda self, ahead, _, now: wait(self, ahead, alike_too, now))
+    patch.setattr(Line, "ahead", lambda self, *who, **cost: Ahead(len(self), 0))
+    enter = vendor_waiting.Waiting.enter  # nor does what is foreseen of it
+
+    def as_anybody(self: vendor_waiting.Waiting, cost: dict[str, int], who: Current) -> Waiter[Place]:
+        return enter(self, cost, Current(deadline=who.deadline))
+
+    patch.setattr(vendor_waiting.Waiting, "enter", as_anybody)
 
 
 def no_slots(patch: Patch) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headworks.current import Criticality
-from headworks.limits.line import CREDIT, REMEMBERED, Line, Waiter
+from headworks.limits.line import CREDIT, REMEMBERED, Ahead, Line, Waiter
 
 DEFAULT = Criticality.DEFAULT
 
@@ -71,8 +71,8 @@ def test_ahead_tells_a_newcomer_one_round_and_the_flooder_its_whole_backlog() ->
     line: Line[str] = Line()
     for number in range(100):
         stand(line, f"flooder:{number}")
-    assert line.ahead("newcomer", DEFAULT) <= 2
-    assert line.ahead("flooder", DEFAULT) == 100
+    assert line.ahead("newcomer", DEFAULT).now <= 2
+    assert line.ahead("flooder", DEFAULT).now == 100
 
 
 def test_who_asked_for_nothing_for_a_while_catches_up_so_many_calls_and_no_more() -> None:
@@ -127,10 +127,20 @@ def test_ahead_is_who_will_be_served_before(history: list[tuple[str, bool, bool]
             last[name] = stand(line, f"{name}:")
         if serves:
             line.pop()
-    foreseen = line.ahead(tenant, DEFAULT)
+    foreseen = line.ahead(tenant, DEFAULT).now
     mine = stand(line, f"{tenant}:mine")
     found = [line.nth(n) for n in range(len(line))].index(mine)
     assert foreseen == found
+
+
+def test_who_may_still_overtake_is_who_has_fewer_in_line() -> None:
+    """A flooder's hundredth call may be overtaken by 99 of somebody who has one there."""
+    line: Line[str] = Line()
+    for number in range(99):
+        stand(line, f"flooder:{number}")
+    stand(line, "polite:0")
+    assert line.ahead("flooder", DEFAULT) == Ahead(100, 99)
+    assert line.ahead("polite", DEFAULT) == Ahead(3, 0)
 
 
 def test_ahead_of_very_many_tenants_is_about_right() -> None:
@@ -141,7 +151,7 @@ def test_ahead_of_very_many_tenants_is_about_right() -> None:
     for _ in range(400):
         line.pop()
     for tenant, about in (("t7", 800), ("newcomer", 400)):
-        assert abs(line.ahead(tenant, DEFAULT) - about) <= 80
+        assert abs(line.ahead(tenant, DEFAULT).now - about) <= 80
 
 
 def test_state_of_tenants_that_left_does_not_pile_up() -> None:

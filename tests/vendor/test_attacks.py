@@ -247,9 +247,19 @@ def test_looking_along_a_line_of_those_who_left_stays_cheap() -> None:
     assert len(line._classes[Criticality.DEFAULT].heap) == 521
 
 
-@pytest.mark.parametrize("pods", [1, 10])
-async def test_under_a_flood_refusals_come_at_once_and_few_wait_in_vain(house: Any, pods: int) -> None:
-    """Five times overloaded: 95 % refused within 50 ms, 5 % in vain, and the quota fully used."""
+ONE, ALL = (Criticality.DEFAULT,), tuple(Criticality)
+
+
+@pytest.mark.parametrize(
+    ("pods", "classes", "at_once"), [(1, ONE, 0.99), (10, ONE, 0.96), (1, ALL, 0.98), (10, ALL, 0.94)]
+)
+async def test_under_a_flood_refusals_come_at_once_and_few_wait_in_vain(
+    house: Any, pods: int, classes: tuple[Criticality, ...], at_once: float
+) -> None:
+    """Five times overloaded: refused within 50 ms, 4 % of all in vain at most, and the quota fully used.
+
+    The fewer calls a pod sends a second, and the more of higher classes come, the less is foreseen.
+    """
     rng = random.Random(11)
     house.server.latency = 0.5
     fleet = [
@@ -260,7 +270,7 @@ async def test_under_a_flood_refusals_come_at_once_and_few_wait_in_vain(house: A
     start, took = loop.time(), []
 
     async def one() -> None:
-        enter(Current(tenant=f"t{rng.randrange(10)}"))
+        enter(Current(tenant=f"t{rng.randrange(10)}", criticality=rng.choice(classes)))
         came = loop.time()
         response = await rng.choice(fleet).client.post(PATH, json={})
         took.append((response.status_code, loop.time() - came))
@@ -271,6 +281,6 @@ async def test_under_a_flood_refusals_come_at_once_and_few_wait_in_vain(house: A
             await asyncio.sleep(rng.expovariate(50))
     refused = [seconds for status, seconds in took if status != 200]
     steady = [at for at in house.server.arrivals if start + 10 <= at < start + 120]
-    assert sum(seconds <= 0.05 for seconds in refused) >= 0.95 * len(refused)
-    assert sum(seconds >= 4.99 for seconds in refused) <= 0.05 * len(took)
+    assert sum(seconds <= 0.05 for seconds in refused) >= at_once * len(refused)
+    assert sum(seconds >= 4.99 for seconds in refused) <= 0.04 * len(took)
     assert len(steady) >= 0.99 * 110 * 600 / 60.05

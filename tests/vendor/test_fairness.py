@@ -89,3 +89,15 @@ async def test_interactive_calls_are_served_as_if_alone_and_batch_uses_the_rest(
     ]
     ahead = 10 / QUOTA
     assert median[1] - median[0] <= ahead, "up to what is booked ahead"
+
+
+async def test_how_long_the_critical_may_wait_is_not_decided_by_others(
+    house: Any,
+) -> None:
+    """Critical demand below the pace has the whole of `queue_timeout`, though the rest is a flood."""
+    demand = Demand(fleet(house, pods=10))
+    people = {f"p{n}": (0.08 * QUOTA, Criticality.CRITICAL) for n in range(10)}
+    await demand.drive(people | {f"b{n}": (0.3 * QUOTA, Criticality.DEFAULT) for n in range(10)}, 200)
+    served, asked = (sum(count[name] for name in people) for count in (demand.served, demand.asked))
+    assert served / asked >= 0.94
+    assert sum(demand.served.values()) >= 0.985 * QUOTA * 160

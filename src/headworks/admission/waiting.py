@@ -105,7 +105,7 @@ class Waiting:
 
     def estimate(self, current: Current, holding: float, now: float) -> float:
         """Seconds until one more such request would be served; see the formula above."""
-        ahead = self._line.ahead(current.tenant, current.criticality, weight=current.weight)
+        ahead = self._line.ahead(current.tenant, current.criticality, weight=current.weight).now
         if holding <= 0:
             return 0.0 if ahead < self._places else math.inf
         interval = holding / self._places

@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from headworks.current import Criticality
 
@@ -40,6 +40,17 @@ LOOKED_AT = 64
 
 SWEEP = 64
 """Struck places met on one look along the line before they are swept out."""
+
+
+class Ahead(NamedTuple):
+    """About how many calls would be served before one more, if each tenant's stamps are evenly spaced.
+
+    now    of those that stand in line
+    later  of those that tenants with calls in line may still ask for meanwhile, at most
+    """
+
+    now: int
+    later: int
 
 
 @dataclass(slots=True)
@@ -167,19 +178,21 @@ class _Class(Generic[T]):
         if self.struck > len(self.heap) // 2:
             self.sweep()
 
-    def ahead(self, tenant: str, each: float) -> int:
-        """About how many would be served before one more of this tenant: those with earlier stamps, if
-        the stamps of each tenant are evenly spaced."""
-        finish, standing = self.start(tenant, each) + each, self.standing.values()
-        if len(standing) <= LOOKED_AT:
-            return sum(
-                max(other.calls - math.ceil(max(other.last - finish, 0.0) / other.each()), 0)
-                for other in standing
-            )
-        mean = sum(other.each() for other in islice(standing, LOOKED_AT)) / LOOKED_AT
-        own = self.standing[tenant].calls if tenant in self.standing else 0
-        rounds = max(finish - self.served, 0.0) / mean
-        return min(len(self), max(own, math.ceil(rounds * len(standing))))
+    def ahead(self, tenant: str, each: float) -> Ahead:
+        """Who would be served before one more of this tenant, those in line and those still to come."""
+        finish, standing = self.start(tenant, each) + each, self.standing
+        if len(standing) > LOOKED_AT:
+            mean = sum(other.each() for other in islice(standing.values(), LOOKED_AT)) / LOOKED_AT
+            own = standing[tenant].calls if tenant in standing else 0
+            turns = math.ceil(max(finish - self.served, 0.0) / mean * len(standing))
+            now = min(len(self), max(own, turns))
+            return Ahead(now, max(turns - now, 0))
+        now = later = 0
+        for name, other in standing.items():
+            turns = math.ceil((other.last - finish) / other.each())
+            now += other.calls - min(max(turns, 0), other.calls)
+            later += max(-turns, 0) if name != tenant else 0
+        return Ahead(now, later)
 
     def _gone(self, waiter: Waiter[T]) -> None:
         waiter.standing = False
@@ -239,18 +252,15 @@ class Line(Generic[T]):
                 return queue.pop()
         return None
 
-    def standing(self, tenant: str, criticality: Criticality) -> bool:
-        """Whether calls of this tenant and class stand in line."""
-        return tenant in self._classes[criticality].standing
-
-    def ahead(self, tenant: str, criticality: Criticality, units: int = 1, weight: int = 1) -> int:
-        """About how many calls would be served before one more of this tenant, class, cost and weight.
+    def ahead(self, tenant: str, criticality: Criticality, units: int = 1, weight: int = 1) -> Ahead:
+        """Who would be served before one more of this tenant, class, cost and weight.
 
         Everyone in higher classes, and in its own those with an earlier stamp: a tenant with nothing in
         line is at most one round away, however long a flooder's.
         """
         higher = sum(len(queue) for other, queue in self._classes.items() if other > criticality)
-        return higher + self._classes[criticality].ahead(tenant, _stamp(units, weight))
+        own = self._classes[criticality].ahead(tenant, _stamp(units, weight))
+        return Ahead(higher + own.now, own.later)
 
     def waiters(self) -> list[Waiter[T]]:
         """Everyone standing, in no particular order."""

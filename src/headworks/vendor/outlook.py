@@ -86,16 +86,18 @@ class Outlook:
         bookings: Sequence[Booking],
         now: float,
         *,
-        polite: bool = False,
+        later: int = 0,
     ) -> float:
-        """Seconds until a call with so many ahead of it is likely to be sent; `bookings` is a heap."""
+        """Seconds until a call with so many ahead of it is likely to be sent, if `later` at most of its
+        class overtake it; `bookings` is a heap."""
+        overtaken = self._pace.overtaken(criticality, now)
         if ahead < len(bookings):
-            return max(heapq.nsmallest(ahead + 1, bookings)[-1].due - now, 0.0)
+            return max(heapq.nsmallest(ahead + 1, bookings)[-1].due - now, 0.0) * overtaken
         first = max((booking.due for booking in bookings), default=max(now, self.rests_until))
         if not bookings and self.full.room_at > now and self.full.holds(cost):
             first = self.full.room_at
-        behind = ahead - len(bookings)
-        return max(first - now, 0.0) + self._pace.wait(behind, criticality, now, polite=polite)
+        behind = self._pace.wait(ahead - len(bookings), criticality, now, later=later)
+        return (max(first - now, 0.0) + behind) * overtaken
 
     def too_long(self, wait: float, cost: Cost) -> Refused:
         """The refusal of a call that would have to wait so many seconds.

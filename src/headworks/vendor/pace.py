@@ -7,7 +7,6 @@ from collections import deque
 
 from headworks.current import Criticality
 from headworks.limits.arrivals import Arrivals
-from headworks.limits.caution import Caution
 from headworks.verdict import NEVER, Verdict
 
 REPORT_EVERY = 1.0
@@ -24,7 +23,7 @@ FORGOTTEN, FORGET_EVERY = 0.05, 64
 is looked at."""
 
 CROWDED = 0.98
-"""The part of the pace that higher classes are thought to take at most."""
+"""The part of the pace that those who overtake are thought to take at most."""
 
 
 class Pace:
@@ -32,9 +31,11 @@ class Pace:
 
     The slower of two: what the line was last seen to do while it had something to move (at first, what
     the slots allow: `interval`), and, while the verdicts show the quota used up, this lane's part of the
-    quota. Calls of higher classes go on coming and overtake: at a rate λ of theirs a wait of t becomes
-    t / (1 − λ · interval). What else is unforeseen, other tenants' arrivals above all, is learned from
-    those of a class who waited in vain (`limits/caution.py`).
+    quota.
+
+    Others go on coming and overtake. Of the own class that is at most who can get an earlier stamp, and
+    no more than lately joined; of higher classes all: where calls join at a rate λ, a wait of t becomes
+    t / (1 − λ · interval).
     """
 
     def __init__(self, interval: float, remember: int = 32) -> None:
@@ -42,7 +43,6 @@ class Pace:
         self._times: deque[float] = deque(maxlen=remember)
         self._spacing, self._tight = 0.0, False
         self._joined = {criticality: Arrivals() for criticality in Criticality}
-        self._caution = {criticality: Caution() for criticality in Criticality}
 
     def joined(self, criticality: Criticality, now: float) -> None:
         """A call of this class has joined the line."""
@@ -70,21 +70,17 @@ class Pace:
             interval = (now - self._times[0]) / len(self._times)
         return max(interval, self._spacing) if self._tight else interval
 
-    def wait(self, ahead: int, criticality: Criticality, now: float, *, polite: bool) -> float:
-        """Seconds until a call of this class with so many ahead of it is likely to be served.
-
-        polite  its tenant has no other in line: hardly anybody of its class overtakes it, whatever those
-                of others learned
-        """
+    def wait(self, ahead: int, criticality: Criticality, now: float, *, later: int = 0) -> float:
+        """Seconds until a call of this class with so many ahead of it is likely to be served, if `later`
+        at most of its class overtake it and nobody of higher ones."""
         interval = self.interval(now)
-        higher = sum(level.now(now) for other, level in self._joined.items() if other > criticality)
-        overtaken = 1.0 - min(higher * interval, CROWDED)
-        caution = 1.0 if polite else self._caution[criticality].now(now)
-        return ahead * interval / overtaken * caution
+        joining = self._joined[criticality].now(now) * interval
+        return min(ahead / (1.0 - min(joining, CROWDED)), ahead + later) * interval
 
-    def in_vain(self, criticality: Criticality, joined_at: float, now: float) -> None:
-        """A call of this class waited its whole time, foreseen or not by what had been learned then."""
-        self._caution[criticality].in_vain(joined_at, now)
+    def overtaken(self, criticality: Criticality, now: float) -> float:
+        """How many times longer a wait becomes by those of higher classes who come meanwhile."""
+        higher = sum(level.now(now) for other, level in self._joined.items() if other > criticality)
+        return 1.0 / (1.0 - min(higher * self.interval(now), CROWDED))
 
 
 class Demand:
@@ -94,30 +90,34 @@ class Demand:
     """
 
     def __init__(self, half_life: float) -> None:
-        self._arrivals, self._lasting = Arrivals(), Arrivals(half_life)
-        self._half_life = half_life
+        self._arrivals, self._half_life = Arrivals(), half_life
+        self._lasting = {criticality: Arrivals(half_life) for criticality in Criticality}
         self._tenants: dict[str, Arrivals] = {}
         self._forget_at = FORGET_EVERY
         self._reported_at = -math.inf
         self._reported = 0.0
         self.share = 1.0
 
-    def arrived(self, tenant: str, now: float) -> None:
+    def arrived(self, tenant: str, criticality: Criticality, now: float) -> None:
         """One call has come in."""
         self._arrivals.arrived(now)
-        self._lasting.arrived(now)
+        self._lasting[criticality].arrived(now)
         if tenant not in self._tenants:
             self._forget(now)
             self._tenants[tenant] = Arrivals(self._half_life)
         self._tenants[tenant].arrived(now)
 
-    def overload(self, tenant: str, interval: float, now: float) -> float:
-        """How many times more has lately come than goes at one call an `interval`; at least 1.
+    def overload(self, tenant: str, criticality: Criticality, interval: float, now: float) -> float:
+        """How many times more has lately come of this class and higher ones than goes at one call an
+        `interval`; at least 1.
 
         And no more than 1 for a tenant that asked for little more than its equal part, `MODEST` times.
         """
         own = self._tenants[tenant].now(now) * len(self._tenants)
-        return 1.0 if own * interval <= MODEST else max(1.0, self._lasting.now(now) * interval)
+        if own * interval <= MODEST:
+            return 1.0
+        come = sum(level.now(now) for other, level in self._lasting.items() if other >= criticality)
+        return max(1.0, come * interval)
 
     def _forget(self, now: float) -> None:
         """Drop who has not asked for long, whenever there are twice as many as were left last time."""

@@ -60,13 +60,15 @@ class Waiting:
         """Stand in line, or be refused at once."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        self.demand.arrived(who.tenant, now)
+        self.demand.arrived(who.tenant, who.criticality, now)
         until = min(now + self._queue_timeout, who.deadline)
         units = max(cost.get("tokens", 0), cost.get("input_tokens", 0) + cost.get("output_tokens", 0))
         ahead = self.line.ahead(who.tenant, who.criticality, units, who.weight)
-        overload = self.demand.overload(who.tenant, self._pace.interval(now), now)
-        polite = overload <= 1.0 or not self.line.standing(who.tenant, who.criticality)
-        wait = self._outlook.wait(ahead, cost, who.criticality, self._bookings, now, polite=polite)
+        pace = self._pace.interval(now)
+        overload = self.demand.overload(who.tenant, who.criticality, pace, now)
+        wait = self._outlook.wait(
+            ahead.now, cost, who.criticality, self._bookings, now, later=ahead.later
+        )
         refusal = self._outlook.hopeless(cost, until, now)
         if self._closed:
             refusal = QueueTimeout("the service is shutting down", retry_after=1.0)
@@ -98,7 +100,6 @@ class Waiting:
         elif self._gate.wait(now) > 0:
             self.refuse(waiter, self._gate.refusal(now))
         else:
-            self._pace.in_vain(waiter.criticality, waiter.payload.joined_at, now)
             wait = self._tail(waiter.criticality, now)
             self.refuse(waiter, self._outlook.too_long(wait, waiter.payload.cost))
         self._gave_up()
