@@ -158,10 +158,23 @@ def test_after_a_cool_down_one_passes_and_two_more_for_each_that_comes_back() ->
 def test_a_slow_start_hangs_on_no_lost_call() -> None:
     state = _tell(breaker.begun(0), 0, Ending.OVERLOADED, cool_down=SECOND)
     state = breaker.admit(state, RULES, SECOND)[0]
-    assert breaker.admit(state, RULES, 2 * SECOND)[1] is Blocked.COOL_DOWN
-    assert breaker.admit(state, RULES, SECOND + RULES.probe_us)[1] is None
-    freed = _tell(state, 2 * SECOND, Ending.IGNORED)
-    assert breaker.admit(freed, RULES, 2 * SECOND)[1] is None
+    assert breaker.admit(state, RULES, 2 * SECOND - 1)[1:3] == (Blocked.COOL_DOWN, 1)
+    freed = _tell(state, SECOND, Ending.IGNORED)
+    assert breaker.admit(freed, RULES, SECOND)[1] is None
+    assert breaker.admit(state, RULES, SECOND + RULES.probe_us)[0].passed == 1, "from one again"
+
+
+def test_a_slow_start_waits_for_no_long_answer() -> None:
+    """A no comes at once; nobody has said it, though none has ended: ever more pass, 1/n s apart."""
+    state = _tell(breaker.begun(0), 0, Ending.OVERLOADED, cool_down=SECOND)
+    passed = []
+    for now in range(SECOND, 5 * SECOND, 10_000):
+        if (moved := breaker.admit(state, RULES, now))[1] is None:
+            state = moved[0]
+            passed.append((now - SECOND) / SECOND)
+    assert passed[:5] == [0.0, 1.0, 1.5, 1.84, 2.09]
+    assert sum(at < 3.0 for at in passed) in range(10, 13)
+    assert sum(3.0 <= at < 4.0 for at in passed) >= 15
 
 
 def test_endings_of_before_a_cool_down_are_no_sign_that_it_is_over() -> None:

@@ -282,7 +282,8 @@ async def test_a_slow_start_follows_a_cool_down(opener: Any, clock: Any) -> None
             passed = 0
             while (verdict := await ask(store, AMPLE, gate=GATE)).allowed:
                 passed += 1
-            assert (verdict.blocked, verdict.retry_after) == (Blocked.COOL_DOWN, 0.25)
+            assert verdict.blocked is Blocked.COOL_DOWN
+            assert 0 < verdict.retry_after <= 0.25
             return passed
 
         async def back(*endings: Ending) -> None:
@@ -300,6 +301,19 @@ async def test_a_slow_start_follows_a_cool_down(opener: Any, clock: Any) -> None
         assert await passing() == 1, "nothing was heard for as long as a probe may take"
         await back(*[Ending.OK] * 16)
         assert [(await ask(store, AMPLE, gate=GATE)).allowed for _ in range(99)] == [True] * 99
+
+
+async def test_a_slow_start_goes_on_though_answers_take_long(opener: Any, clock: Any) -> None:
+    """One second after the first, half a second after the second, a third after the third."""
+    async with opener(clock) as store:
+        await store.report(Report(gate=GATE, ending=Ending.OVERLOADED, cool_down=1))
+        clock.pass_(1)
+        for number in (1, 2, 3, 4):
+            assert (await ask(store, AMPLE, gate=GATE)).allowed
+            assert not (await ask(store, AMPLE, gate=GATE)).allowed
+            clock.pass_(1 / number - 0.001)
+            assert (await ask(store, AMPLE, gate=GATE)).retry_after == pytest.approx(0.001, abs=2e-6)
+            clock.pass_(0.001)
 
 
 async def test_the_fleets_demand_is_the_sum_of_recent_reports(opener: Any, clock: Any) -> None:

@@ -77,19 +77,18 @@ async def test_a_pause_is_never_shorter_than_asked_for_and_a_little_longer_by_ch
 
 
 async def test_after_a_pause_one_call_goes_first_and_then_ever_more(house: Any) -> None:
-    """Three pods, a crowd in each line, a vendor that answers after a second."""
+    """Three pods, a crowd in each line, a vendor that answers after half a minute."""
     house.server.answer = rejecting(1, **{"retry-after": "2"})
     pods = [
         house.vendor(pod=f"pod-{n}", replicas=3, quota=["60000/min"], queue_timeout="60s")
         for n in range(3)
     ]
-    loop = asyncio.get_running_loop()
     await call(pods[0])
     await house.reaper.drain(1)
     ok = rejecting(0)
 
     async def slowly(request: httpx2.Request) -> httpx2.Response:
-        await asyncio.sleep(0.9)
+        await asyncio.sleep(29.0)
         return await ok(request)
 
     house.server.answer, first = slowly, len(house.server.arrivals)
@@ -100,10 +99,9 @@ async def test_after_a_pause_one_call_goes_first_and_then_ever_more(house: Any) 
     began = arrivals[0]
     waves = [sum(began + n <= at < began + n + 1 for at in arrivals) for n in range(6)]
     assert waves[0] == 1, "a single probe"
-    assert waves[1] <= 2
-    assert waves[2] <= 6
-    assert sum(waves) > 60, "and soon all of it"
-    assert loop.time() - began < 20
+    assert waves[1] <= 3
+    assert waves[2] <= 8
+    assert sum(waves) > 60, "and soon all of it, though no answer has come"
 
 
 async def test_a_probe_that_is_rejected_pauses_the_fleet_again(house: Any) -> None:
@@ -124,14 +122,16 @@ async def test_a_probe_whose_caller_leaves_makes_way_for_another(house: Any) -> 
     await house.reaper.drain(1)
     house.server.latency = 30.0
     probe = asyncio.create_task(call(vendor))
-    await asyncio.sleep(3)
-    house.server.latency = 0.0
+    while len(house.server.arrivals) < 2:
+        await asyncio.sleep(0.01)  # noqa: ASYNC110  the server notes arrivals and tells nobody
+    sent, house.server.latency = asyncio.get_running_loop().time(), 0.0
     others = [asyncio.create_task(call(vendor)) for _ in range(5)]
-    await asyncio.sleep(1)
+    await asyncio.sleep(0.3)
     assert len(house.server.arrivals) == 2, "all wait for the probe"
     probe.cancel()
     async with asyncio.timeout(5):
         assert {(await other).status_code for other in others} == {200}
+    assert house.server.arrivals[2] < sent + 1.0, "its place was free at once"
 
 
 async def test_what_headers_tell_is_shown_and_changes_nothing(house: Any) -> None:

@@ -9,10 +9,12 @@
                → open      on the first failed probe
     cool-down  beside all of them: nothing passes until `cool_until`, the latest anyone asked for
                → slow start  when that time is over
-    slow start beside all of them: one call passes, two more for each that has come back, so at most
-               twice as many in each round trip; over when `SLOW_START` have. Nothing heard of a pass
-               for `probe_us`: it counts from one again. Coming back means any ending of the vendor's
-               own that asks for no cool-down, be it a 500; our own refusal makes its pass free again
+    slow start beside all of them: one call passes, two more for each that has come back; over when
+               `SLOW_START` have. And one more `STEP_US` / n after the last of n: a vendor that wants
+               none says so at once, which begins a new cool-down, but its answers may take minutes.
+               Nothing heard of a pass for `probe_us`: it counts from one again. Coming back means any
+               ending of the vendor's own that asks for no cool-down, be it a 500; our own refusal makes
+               its pass free again
 
 Units: integer microseconds on the store's clock. A call is bad when it failed, was overloaded, or was
 slow. IGNORED is neither good nor bad and only frees its probe. A probe whose ending never arrives
@@ -35,8 +37,11 @@ SUB_BUCKETS = 10
 SLOW_START = 16
 """Calls that have come back since a cool-down, until it is over for good."""
 
+STEP_US = 1_000_000
+"""How long after the first call of a slow start a second passes though the first has not come back."""
+
 SOON_US = 250_000
-"""When a gate that is in slow start is worth asking again."""
+"""When a gate that is in slow start is worth asking again, at the latest."""
 
 
 class Ending(StrEnum):
@@ -127,8 +132,8 @@ def _slowly(state: BreakerState, rules: BreakerRules, now: int, sent: int | None
         return state, None, 0, 0
     if state.passed_at + rules.probe_us <= now:
         state = replace(state, passed=0, back=0)
-    if state.passed > 2 * state.back:
-        return state, Blocked.COOL_DOWN, SOON_US, 0
+    if state.passed > 2 * state.back and (due := state.passed_at + STEP_US // state.passed) > now:
+        return state, Blocked.COOL_DOWN, min(due - now, SOON_US), 0
     return replace(state, passed=state.passed + 1, passed_at=now if sent is None else sent), None, 0, 0
 
 

@@ -11,7 +11,7 @@ local function make_gate()
   local OK, BAD, IGNORED = 1, 2, 3  -- endings; any other says nothing about the vendor
   local OPEN, COOL_DOWN = 1, 2      -- why a gate is shut
   local FAILED = 4                  -- as bad, but the vendor let it in: what a slow start waits for
-  local SUB_BUCKETS, SLOW_START, SOON = 10, 16, 250000
+  local SUB_BUCKETS, SLOW_START, STEP, SOON = 10, 16, 1000000, 250000
   local REMEMBERED = 3600000000
 
   local gate = {}
@@ -70,7 +70,10 @@ local function make_gate()
     if s.cool > now then return COOL_DOWN, s.cool - now, 0 end
     if s.open == 0 then
       local forgotten = s.passed_at + r[6] <= now
-      if s.cool > 0 and not forgotten and s.passed > 2 * s.back then return COOL_DOWN, SOON, 0 end
+      if s.cool > 0 and not forgotten and s.passed > 2 * s.back then
+        local due = s.passed_at + floor(STEP / s.passed)
+        if due > now then return COOL_DOWN, min(due - now, SOON), 0 end
+      end
       return 0, 0, 0
     end
     if s.open > now then return OPEN, s.open - now, 0 end
