@@ -122,8 +122,8 @@ async def test_a_probe_whose_caller_leaves_makes_way_for_another(house: Any) -> 
     await house.reaper.drain(1)
     house.server.latency = 30.0
     probe = asyncio.create_task(call(vendor))
-    while len(house.server.arrivals) < 2:
-        await asyncio.sleep(0.01)  # noqa: ASYNC110  the server notes arrivals and tells nobody
+    while len(house.server.arrivals) < 2:  # noqa: ASYNC110  the server notes arrivals and tells nobody
+        await asyncio.sleep(0.01)
     sent, house.server.latency = asyncio.get_running_loop().time(), 0.0
     others = [asyncio.create_task(call(vendor)) for _ in range(5)]
     await asyncio.sleep(0.3)
