@@ -1,6 +1,6 @@
 """What is known about vendors, as data: one TOML file per profile, each fact with its evidence.
 
-A profile says how the vendor enforces its limits, what it charges and when, whether it gives back,
+A profile says how the vendor enforces its limits, what it charges, whether it gives back,
 how its headers speak, and where usage stands in its answers. Each fact is `documented` by the vendor
 or `inferred` from what it was seen to do, and says from what.
 """
@@ -37,7 +37,6 @@ class Fact(BaseModel):
 class Charges:
     """What one call costs, and when the vendor counts it.
 
-    when           `arrival`: at once; `completion`: when the answer is done
     tokens         the charge in tokens, where a quota counts them: `max`: the larger of the most the
                    call may generate and the prompt's estimate; `prompt+max`: their sum; `prompt`: the
                    prompt alone, output as it is generated; `none`: not counted
@@ -48,7 +47,6 @@ class Charges:
     choices        several answers to one prompt (`n`) multiply the charge
     """
 
-    when: Literal["arrival", "completion"]
     tokens: TokenCharge
     output: OutputCharge
     failed_calls: bool
