@@ -155,7 +155,7 @@ async def test_a_store_that_is_away_at_the_start_or_dies_is_no_500(tmp_path: Pat
 
 
 async def test_without_the_store_each_limit_has_its_own_rule_and_no_contract_is_open() -> None:
-    """The policy says open; one tier and one endpoint say otherwise, and the vendor keeps its share."""
+    """The policy says open; one tier and one endpoint say otherwise, and vendor calls wait."""
     policy: dict[str, Any] = {
         "schema": 1,
         "service": {"name": "svc"},

@@ -96,7 +96,7 @@ class Shaken(Fleet):
         self.ladders.append(ladder)
         return ladder
 
-    when_down: Literal["share", "closed"] = "share"
+    when_down: Literal["share", "closed"] = "closed"
 
     def replace(self, number: int) -> tuple[Vendor, Reaper]:
         """Start a new pod in the place of one; the old one."""
@@ -185,16 +185,17 @@ SCENES: dict[str, Scene] = {
     "a fifth aborted": aborted,
     "store away 5 s": without_store,
     "three pods cut off": cut_off,
-    "three pods cut off, closed": cut_off,
+    "store away 5 s, share": without_store,
+    "three pods cut off, share": cut_off,
     "vendor fails 90 %": failing,
     "vendor fails 30 %": stumbling,
 }
 
 
 async def _run(name: str, seed: int) -> Aftermath:
-    fleet = Shaken(CELL, seed, settings={"breaker": {"open_for": "40s"}})
-    if name.endswith("closed"):
-        fleet.when_down = "closed"
+    fleet = Shaken(CELL, seed, settings={"breaker": {"open_for": "30s"}})
+    if name.endswith("share"):
+        fleet.when_down = "share"
         fleet.ladders.clear()
         fleet.pods = [fleet.pod(number, fleet.way(number)) for number in range(PODS)]
         del fleet.reapers[:PODS]

@@ -99,8 +99,8 @@ class VendorSettings(Section):
     """Attempts per call, the first included; 1 never retries."""
     jitter: Annotated[float, Seconds(0, 10)] = 0.05
     """The spread of the time from a permitted send to its arrival at the vendor, at least."""
-    when_down: Annotated[Literal["share", "closed"], Choice(("share", "closed"))] | None = None
-    """Without the store: each pod its share, or no calls; absent: `store.when_down`, never `open`."""
+    when_down: Annotated[Literal["share", "closed"], Choice(("share", "closed"))] = "closed"
+    """Without the store: calls wait for it; or each pod its share, which may break the contract."""
     connections: ConnectionSettings = ConnectionSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     breaker: BreakerSettings = BreakerSettings()

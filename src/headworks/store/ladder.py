@@ -47,7 +47,9 @@ ASK_AGAIN = 0.05
 """Seconds after which a booking that the store has not answered is worth another question."""
 
 CLOSED_RETRY = 1.0
-"""`retry_after` of a refusal by "closed"."""
+"""`retry_after` of a refusal by "closed", and"""
+CLOSED_ASK_AGAIN = 0.1
+"""of one who can wait."""
 
 
 class LadderStore:
@@ -131,7 +133,9 @@ class LadderStore:
     def _alone(self, question: Question) -> Verdict:
         ways = [self._when_down_for.get(ask.name, self._when_down) for ask in question.asks]
         if "closed" in (ways or [self._when_down]):
-            return Verdict(False, CLOSED_RETRY, degraded=True)
+            # Whoever stands in line asks again soon, which costs nobody anything until the store is back.
+            again = CLOSED_ASK_AGAIN if question.horizon > 0 else CLOSED_RETRY
+            return Verdict(False, again, degraded=True)
         shared = tuple(ask for ask, way in zip(question.asks, ways, strict=True) if way == "share")
         return self._share.decide(question._replace(asks=shared))
 

@@ -260,11 +260,12 @@ class Dispatcher:
             self._gate.hear(verdict, now, known)
         self._demand.heard(verdict.demand)
         self._pace.heard(verdict, self._quota.spacing(cost) / self._demand.share)
+        self._outlook.unheard = verdict.degraded and not verdict.limits
         if verdict.allowed:
             self._outlook.full = ROOM
         elif verdict.blocked is not None:
             self._waiting.turn_away()
-        elif verdict.degraded and not verdict.limits:  # no word of the quota: nobody answered
+        elif self._outlook.unheard:  # no word of the quota
             self._outlook.full = Full({}, 0.0, now + max(verdict.retry_after, SOONEST))
         elif verdict.retry_after == NEVER:
             detail = f"the call costs more than vendor '{self.vendor}' ever allows at once"

@@ -50,6 +50,7 @@ class Outlook:
     """Gate, quota and pace as this pod knows them, put together.
 
     full         what the store last said
+    unheard      it did not answer last, and without it nobody may call
     rests_until  the lane books nothing before, on the loop's clock
     """
 
@@ -63,7 +64,7 @@ class Outlook:
     ) -> None:
         self._vendor, self._quota, self._gate, self._pace = quota.vendor, quota, gate, pace
         self._queue_timeout, self._rng = queue_timeout, rng
-        self.full = ROOM
+        self.full, self.unheard = ROOM, False
         self.rests_until = 0.0
 
     def hopeless(self, cost: Cost, until: float, now: float) -> Refused | None:
@@ -105,6 +106,9 @@ class Outlook:
         Where even two calls of this cost are further apart than anybody may wait, it is not the line
         that is too long: the quota is used up.
         """
+        if self.unheard:
+            detail = f"the shared store is away, and without it nobody may call vendor '{self._vendor}'"
+            return QueueTimeout(detail, retry_after=self._rng.uniform(1.0, 2.0))
         if self._quota.spacing(cost) > self._queue_timeout:
             return self._no_room(wait)
         return QueueTimeout(

@@ -70,14 +70,12 @@ def store_of(
 
 
 def without_store(policy: Policy) -> dict[str, WhenDown]:
-    """What single limits do without the store, by name; a vendor's contract is never left open."""
+    """What single limits do without the store, by name; a vendor's contract says so itself."""
     ways = when_down_of(policy.fairness)
-    otherwise = policy.store.when_down if policy.store is not None else "share"
     for name, settings in policy.vendors.items():
-        way = settings.when_down or ("share" if otherwise == "open" else otherwise)
         for model in ("", *settings.models):
             quota = Quota(name, settings, profile_named(settings.profile), model, now=_whenever)
-            ways |= dict.fromkeys(quota.names, way)
+            ways |= dict.fromkeys(quota.names, settings.when_down)
     return ways
 
 
