@@ -133,7 +133,7 @@ class LadderStore:
     def _alone(self, question: Question) -> Verdict:
         ways = [self._when_down_for.get(ask.name, self._when_down) for ask in question.asks]
         if "closed" in (ways or [self._when_down]):
-            # Whoever stands in line asks again soon, which costs nobody anything until the store is back.
+            # Whoever stands in line asks again soon: it costs nobody anything until the store is back.
             again = CLOSED_ASK_AGAIN if question.horizon > 0 else CLOSED_RETRY
             return Verdict(False, again, degraded=True)
         shared = tuple(ask for ask, way in zip(question.asks, ways, strict=True) if way == "share")
