@@ -74,6 +74,9 @@ class Pod:
             self.sent_after.append(self.said_no)
         if self.breaks:
             return False
+        if headers.get("upgrade") == "websocket":
+            await self._echo(reader, writer)
+            return False
         if path == "/stream":
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
             writer.write(b"Transfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n")
@@ -85,6 +88,13 @@ class Pod:
         await self.gate.wait()
         writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(self.name)}\r\n\r\n{self.name}".encode())
         return True
+
+    async def _echo(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """What a websocket is to a gateway: upgraded, then bytes both ways until one side ends."""
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n")
+        writer.write(b"Connection: Upgrade\r\n\r\n")
+        while said := await reader.read(1024):
+            writer.write(said)
 
 
 class Edge:
@@ -115,6 +125,12 @@ class Edge:
             )
             self._clients[address] = await self._stack.enter_async_context(client)
         return self._clients[address]
+
+    async def connect(self, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A bare connection from `address`, closed with the gateway."""
+        streams = await asyncio.open_connection(LOOPBACK, self.port, local_addr=(address, 0))
+        self._stack.callback(streams[1].close)
+        return streams
 
     async def health(self) -> int:
         return await http_status(LOOPBACK, self.port, self.product.health)
@@ -153,7 +169,7 @@ def open_edge(request: pytest.FixtureRequest, tmp_path: Path) -> OpenEdge:
                 await pod.start()
                 stack.callback(pod.kill)
             edge = Edge(product, port, running, stack)
-            await _run(edge, tmp_path, policy_with(**gateway), stack)
+            await run(edge, tmp_path, policy_with(**gateway), stack)
             assert await wait_until(lambda: _is(edge.health, 200), timeout=60), "the gateway is not up"
             yield edge
 
@@ -165,7 +181,8 @@ async def _is(ask: Callable[[], Any], wanted: int) -> bool:
     return bool(await ask() == wanted)
 
 
-async def _run(edge: Edge, folder: Path, policy: Policy, stack: AsyncExitStack) -> None:
+async def run(edge: Edge, folder: Path, policy: Policy, stack: AsyncExitStack) -> None:
+    """Start the gateway in front of its pods; it ends with the stack."""
     # nginx's workers run as nobody, who must get through to the prefix folder.
     for part in (folder, folder.parent, folder.parent.parent):
         part.chmod(0o711)

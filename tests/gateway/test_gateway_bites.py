@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.gateway import test_gateway_moves as moves
 from tests.gateway import test_gateway_real as real
+from tests.gateway import test_gateway_websockets as websockets
 
 from headworks.gateway import envoy, nginx
 
@@ -93,6 +94,27 @@ ROWS = [
         r"const PANIC = [^;]*;",
         "const PANIC = 0;",
         moves.test_when_too_few_are_ready_all_that_answer_are_sent_to,
+    ),
+    Row(
+        "a websocket's own time",
+        "nginx.conf",
+        r"proxy_read_timeout 30000ms;",
+        "proxy_read_timeout 1s;",
+        websockets.test_a_websocket_outlives_the_times_of_a_request,
+    ),
+    Row(
+        "websockets alone may upgrade",
+        "nginx.conf",
+        r"~\*\^websocket\$ websockets;\n *default pods;",
+        "default websockets;",
+        websockets.test_no_other_upgrade_passes,
+    ),
+    Row(
+        "a websocket's own time",
+        "listener.yaml",
+        r"idle_timeout: 30s",
+        "idle_timeout: 1s",
+        websockets.test_a_websocket_outlives_the_times_of_a_request,
     ),
     Row(
         "more than twenty addresses",

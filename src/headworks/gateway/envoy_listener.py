@@ -63,6 +63,7 @@ def _manager(policy: Policy) -> dict[str, Any]:
         "route_config": _routes(policy),
         "local_reply_config": {"mappers": _mappers(policy)},
         "http_filters": _filters(policy),
+        "upgrade_configs": [{"upgrade_type": "websocket", "enabled": False}],
     }
 
 
@@ -126,6 +127,25 @@ def _filters(policy: Policy) -> list[dict[str, Any]]:
     ]
 
 
+def _websockets(policy: Policy, retry_on: str) -> dict[str, Any]:
+    """Handshakes pass the same filters, and so the same counts; only the one that waits for a body's end
+    is off, since a websocket has none. Other routes let nobody upgrade."""
+    method = {"name": ":method", "string_match": {"exact": "GET"}}
+    upgrade = {"name": "upgrade", "string_match": {"exact": "websocket", "ignore_case": True}}
+    connection = {"name": "connection", "string_match": {"contains": "upgrade", "ignore_case": True}}
+    silent = Said(seconds(policy.gateway.websocket_idle), "gateway.websocket_idle")
+    return {
+        "match": {"prefix": "/", "headers": [method, upgrade, connection]},
+        "route": {
+            **_to_pods(policy, retry_on, silent),
+            "upgrade_configs": [{"upgrade_type": "websocket"}],
+        },
+        "typed_per_filter_config": {
+            "envoy.filters.http.buffer": {"@type": f"{_HTTP}buffer.v3.BufferPerRoute", "disabled": True}
+        },
+    }
+
+
 def _health() -> dict[str, Any]:
     path = {"name": ":path", "string_match": {"exact": HEALTH}}
     some = {CLUSTER: {"value": Said(1, "fixed: percent; one ready pod will do")}}
@@ -165,6 +185,7 @@ def _routes(policy: Policy) -> dict[str, Any]:
     hidden = {"safe_regex": {"regex": shares.HIDDEN}}
     nothing = {"direct_response": {"status": 404}}
     safe = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD|OPTIONS"}}}
+    waits = Said(seconds(policy.request_timeout), "gateway.request_timeout")
     lost = "connect-failure,refused-stream,reset-before-request"
     return {
         "name": "edge",
@@ -180,11 +201,12 @@ def _routes(policy: Policy) -> dict[str, Any]:
                 "routes": [
                     {"match": hidden, **nothing},
                     {"match": {"prefix": PREFIX}, **nothing},
+                    _websockets(policy, lost),
                     {
                         "match": {"prefix": "/", "headers": [safe]},
-                        "route": _to_pods(policy, f"reset,{lost}"),
+                        "route": _to_pods(policy, f"reset,{lost}", waits),
                     },
-                    {"match": {"prefix": "/"}, "route": _to_pods(policy, lost)},
+                    {"match": {"prefix": "/"}, "route": _to_pods(policy, lost, waits)},
                 ],
             }
         ],
@@ -197,14 +219,14 @@ def _header(key: str, value: str | Said) -> dict[str, Any]:
     return {"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
-def _to_pods(policy: Policy, retry_on: str) -> dict[str, Any]:
+def _to_pods(policy: Policy, retry_on: str, silent: Said) -> dict[str, Any]:
     """An answer may take as long as it likes once it flows; each silence is bounded."""
     others = "envoy.retry_host_predicates.previous_hosts"
     kind = f"{EXTENSIONS}retry.host.previous_hosts.v3.PreviousHostsPredicate"
     return {
         "cluster": CLUSTER,
         "timeout": Said("0s", "fixed: event streams are long; idle_timeout bounds each silence"),
-        "idle_timeout": Said(seconds(policy.request_timeout), "gateway.request_timeout"),
+        "idle_timeout": silent,
         "retry_policy": {
             "retry_on": retry_on,
             "num_retries": Said(policy.gateway.attempts - 1, "gateway.attempts, less the first"),

@@ -130,6 +130,11 @@ def _client(policy: Policy) -> list[str]:
         '    "~^[A-Za-z0-9._-]{1,64}$" $http_x_request_id;',
         "    default $request_id;",
         "}",
+        "# A websocket is no request: silence ends it. Other upgrades do not pass.",
+        "map $http_upgrade $headworks_pods_as {",
+        "    ~*^websocket$ websockets;",
+        "    default pods;",
+        "}",
         "",
     ]
 
@@ -197,7 +202,7 @@ def _server(policy: Policy, pods: Sequence[Address], listen: Address) -> list[st
         "# What pods say to probes and scrapers is not for the world.",
         f'location ~ "{shares.HIDDEN}" {{ return 404; }}',
         *_entrance(policy),
-        *_pods_location(policy),
+        *_to_pods(policy),
     ]
     return ["server {", *_indented(body), "}"]
 
@@ -228,21 +233,33 @@ def _entrance(policy: Policy) -> list[str]:
         f"    limit_req zone=headworks_ip{burst_text(own)} nodelay;  # {own.why}",
         f"    limit_req zone=headworks_total{burst_text(everybody)} nodelay;  # {everybody.why}",
         *(f"    {line}" for line in upload if timed),
-        '    try_files "" @headworks_pods;  # a pod is chosen only for what came through',
+        '    try_files "" @headworks_$headworks_pods_as;  # a pod is chosen only for what came through',
         "}",
     ]
 
 
-def _pods_location(policy: Policy) -> list[str]:
+def _to_pods(policy: Policy) -> list[str]:
+    """To the pod that was chosen: as a request, or as a websocket, which may be open for days."""
+    request, why = policy.request_timeout, "gateway.request_timeout, longer than service.sla"
+    silent, upgraded = policy.gateway.websocket_idle, ['Upgrade "websocket"', 'Connection "upgrade"']
+    return [
+        *_pods_location(policy, "pods", ['Connection ""'], request, why),
+        *_pods_location(policy, "websockets", upgraded, silent, "gateway.websocket_idle"),
+    ]
+
+
+def _pods_location(
+    policy: Policy, name: str, connection: Sequence[str], silent: float, why: str
+) -> list[str]:
     gateway, wait = policy.gateway, _ms(policy.request_timeout)
     mark = f"    proxy_set_header {shares.SHADOW} $headworks_shadow;"
     marked = [mark] if gateway.mode == "shadow" else []
     return [
-        "location @headworks_pods {",
+        f"location @headworks_{name} {{",
         '    if ($headworks_pod = "") { return 503; }',
         "    proxy_pass http://$headworks_pod;",
         "    proxy_http_version 1.1;",
-        '    proxy_set_header Connection "";',
+        *(f"    proxy_set_header {header};" for header in connection),
         "    proxy_set_header Host $http_host;",
         "    # The client's address as this gateway knows it; nothing of what a client wrote goes on.",
         "    proxy_set_header X-Forwarded-For $remote_addr;",
@@ -255,7 +272,7 @@ def _pods_location(policy: Policy) -> list[str]:
         *marked,
         f"    proxy_connect_timeout {_ms(gateway.connect_timeout)};  # gateway.connect_timeout",
         f"    proxy_send_timeout {wait};  # gateway.request_timeout",
-        f"    proxy_read_timeout {wait};  # gateway.request_timeout, longer than service.sla",
+        f"    proxy_read_timeout {_ms(silent)};  # {why}",
         "    # Offered to another pod: what was never sent, and GETs of a pod that broke off.",
         "    proxy_next_upstream error timeout;",
         f"    proxy_next_upstream_tries {gateway.attempts};  # gateway.attempts",

@@ -121,6 +121,8 @@ class GatewaySettings(Section):
     """Opening a connection to a pod."""
     request_timeout: Annotated[float, Seconds(0.1, 7200)] | None = None
     """How long the gateway waits for a pod; absent: `service.sla` + 5s."""
+    websocket_idle: Annotated[float, Seconds(1, 86_400)] = 60.0
+    """How long a websocket may be silent both ways; no other time of the gateway ends it."""
     attempts: Annotated[int, Whole(1, 5)] = 3
     """Pods a request is offered to, the first included, while offering it twice cannot do it twice."""
     check_interval: Annotated[float, Seconds(0.1, 60)] = 0.2
