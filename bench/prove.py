@@ -24,6 +24,7 @@ from rich.console import Console
 
 from bench import bad_input, edge, offline, overload, pressure, probes, rolling, service, slow
 from bench.claims import Claim, all_hold, table
+from bench.contract import real
 from bench.stage import ROOT, Stage
 from headworks.local.gateways import nginx_binary
 
@@ -46,6 +47,7 @@ CLAIMS: dict[str, Act] = {
     "edge-envoy": edge.envoy,
     "check": offline.checked,
     "contract": offline.contract,
+    "contract-processes": real.kept,
     "overload": overload.overload,
     "probes": probes.probed,
     "cascade": offline.cascade,

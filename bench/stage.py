@@ -100,12 +100,14 @@ class Stage:
 
 
 @asynccontextmanager
-async def running(*options: str, environ: Mapping[str, str] | None = None) -> AsyncIterator[Stack]:
-    """`headworks up` with the shipped policy on a free port, ended with the context."""
+async def running(
+    *options: str, environ: Mapping[str, str] | None = None, policy: Path = POLICY
+) -> AsyncIterator[Stack]:
+    """`headworks up` on a free port, ended with the context; default: with the shipped policy."""
     port = probe.free_ports(LOOPBACK, 1, random.Random())[0]
     said = status.state_folder(port).with_suffix(".said")
     before = await probe.http_status(LOOPBACK, port, "/")
-    command = ("up", "--policy", str(POLICY), "--port", str(port), *options)
+    command = ("up", "--policy", str(policy), "--port", str(port), *options)
     loop = asyncio.get_running_loop()
     began = loop.time()
     process = await headworks(*command, errors=said, environ=environ)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 
@@ -238,7 +238,16 @@ class Driven:
         return sum(parts) ** 2 / (len(parts) * squares) if squares else 0.0
 
 
-async def drive(fleet: Fleet, seconds: float, seed: int) -> Driven:
+class Driveable(Protocol):
+    """Pods that calls are sent through: here, or in processes of their own."""
+
+    cell: Cell
+    aborting: float
+
+    async def send(self, pod: int, tokens: int) -> int: ...
+
+
+async def drive(fleet: Driveable, seconds: float, seed: int) -> Driven:
     """Send for so many seconds, half of it to the first pod."""
     driven = Driven()
     rng = random.Random(seed)
