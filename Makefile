@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check prove checkov bench inbound clean
+.PHONY: help up test check prove checkov bench inbound contract clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 14
@@ -36,8 +36,11 @@ bench: .venv/bench ## the limiter beside its peers; writes bench-core.json, fail
 inbound: .venv/bench ## what the way in costs a request; writes bench-inbound.json, fails as bench does
 	$(BIN)/python -m bench.inbound $(ARGS)
 
+contract: .venv/bench ## ten pods on one quota, every cell; writes bench-contract.json and .svg
+	$(BIN)/python -m bench.contract --json bench-contract.json --plot bench-contract.svg $(ARGS)
+
 clean: ## remove everything that was made
-	rm -rf .venv .venv-checkov .mypy_cache .ruff_cache .pytest_cache .hypothesis .headworks prove.json bench-*.json
+	rm -rf .venv .venv-checkov .mypy_cache .ruff_cache .pytest_cache .hypothesis .headworks prove.json bench-*.json bench-*.svg
 
 .venv/local: pyproject.toml scripts/venv
 	@PYTHON=$(PYTHON) scripts/venv local

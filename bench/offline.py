@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.claims import Claim, Control, Figure
 from bench.contract.cells import MECHANISMS
+from bench.contract.chaos import FAILING, SCENES, WINDOW
 from bench.stage import POLICY, ROOT, Missing, Stage, headworks, stop
 
 BROKEN = ROOT / "tests" / "policy" / "broken"
@@ -85,7 +86,7 @@ async def contract(stage: Stage) -> Claim:
 
     Always its short form, which takes two minutes; `python -m bench.contract` has every cell.
     """
-    cells = await _apart("bench.contract", stage, short=True)
+    cells = await _apart("bench.contract", stage, "--quick")
     figures: list[Figure] = []
     for name in (*MECHANISMS, "tokens"):
         mine = [cell for key, cell in cells.items() if key.startswith(name) and key.endswith("ms")]
@@ -148,9 +149,32 @@ def _most(cells: list[dict[str, Any]], name: str) -> float | None:
     return max((cell[name] for cell in cells), default=None)
 
 
+async def chaos(stage: Stage) -> Claim:
+    """The same fleet when something goes wrong, in virtual time."""
+    scenes = await _apart("bench.contract.chaos", stage)
+    figures = []
+    for name in SCENES:
+        scene, alone = scenes[name], scenes.get(f"{name}, share")
+        control = Control("pods that go on alone", alone["rejected"]) if alone else None
+        figures += [
+            Figure(f"{name}: calls rejected", scene["rejected"], "==", 0, control),
+            Figure(f"{name}: left over when demand ends", scene["lost"], "==", 0),
+            Figure(f"{name}: seconds until a window is used up", scene["recovered"], "<=", WINDOW),
+            Figure(f"{name}: utilisation of its bound after that", scene["used"], ">=", USED[False]),
+            Figure(f"{name}: times the breaker opened", scene["opened"], "==", int(name == FAILING)),
+        ]
+    return Claim(
+        "chaos",
+        "pods die, the store goes, callers leave, the vendor fails: the vendor rejects nothing, nothing "
+        "is lost, and the quota is soon used up again",
+        tuple(figures),
+        {"scenes": scenes},
+    )
+
+
 async def cascade(stage: Stage) -> Claim:
     """Readiness under overload, in a process of its own for the same reason."""
-    cells = await _apart("bench.readiness", stage)
+    cells = await _apart("bench.readiness", stage, *["--quick"] * stage.quick)
     figures = []
     for pods in (3, 10):
         ours, flip = (cells[f"{pods} pods, {kind}"]["of_capacity"] for kind in ("ours", "flip"))
@@ -182,11 +206,10 @@ async def cascade(stage: Stage) -> Claim:
     )
 
 
-async def _apart(module: str, stage: Stage, *, short: bool = False) -> dict[str, dict[str, Any]]:
-    """What a simulation prints, run in a process of its own."""
-    options = ("--seed", str(stage.seed), *(("--quick",) if stage.quick or short else ()))
+async def _apart(module: str, stage: Stage, *options: str) -> dict[str, dict[str, Any]]:
+    """What a simulation prints, run in a process of its own; how it judges that itself is its own."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", module, *options),
+        *(sys.executable, "-m", module, "--seed", str(stage.seed), *options),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=dict(os.environ),
@@ -197,7 +220,7 @@ async def _apart(module: str, stage: Stage, *, short: bool = False) -> dict[str,
         out, said = await process.communicate()
     finally:
         await stop(process)
-    if process.returncode != 0:
+    if not out:
         raise Missing(f"{module} ended with {process.returncode}: {said.decode().strip()[-300:]}")
     cells: dict[str, dict[str, Any]] = json.loads(out)
     return cells

@@ -47,6 +47,7 @@ CLAIMS: dict[str, Act] = {
     "edge-envoy": edge.envoy,
     "check": offline.checked,
     "contract": offline.contract,
+    "chaos": offline.chaos,
     "contract-processes": real.kept,
     "overload": overload.overload,
     "probes": probes.probed,

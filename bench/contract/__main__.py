@@ -1,6 +1,9 @@
 """The contract benchmark.
 
-python -m bench.contract [--quick] [--seed N] [--only NAME] [--plot PATH]     prints JSON
+    python -m bench.contract [--quick] [--seed N] [--only NAME] [--json PATH] [--plot PATH]
+
+Prints JSON. Exit status: 0 when ours was never rejected, 1 when it was, 2 when a control saw no
+rejection either: such a run is void.
 """
 
 from __future__ import annotations
@@ -9,26 +12,53 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-from bench.contract.cells import cells
+from bench.contract.cells import Cell, cells
 from bench.contract.fleet import run
+from bench.contract.picture import picture
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def judged(ran: Mapping[str, Cell], outcomes: Mapping[str, Mapping[str, Any]]) -> int:
+    """The exit status of what was run."""
+    rejected = {name: outcome["rejected"] for name, outcome in outcomes.items()}
+    ours = [name for name, cell in ran.items() if cell.limiter == "headworks" and cell.assumed is None]
+    controls = [name for name, cell in ran.items() if cell.limiter == "off" or cell.assumed == 0.0]
+    if any(rejected[name] == 0 for name in controls):
+        return 2
+    return int(any(rejected[name] for name in ours))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.contract", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--quick", action="store_true", help="shorter runs and fewer cells")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="cells whose name contains this")
+    parser.add_argument("--json", type=Path, help="default: standard output")
+    parser.add_argument("--plot", type=Path, help="a picture, as SVG")
     options = parser.parse_args()
+    ran = {cell.name: cell for cell in cells(quick=options.quick) if options.only in cell.name}
+    if not ran:
+        parser.error(f"--only: no cell's name contains {options.only!r}")
     outcomes = {}
-    for cell in cells(quick=options.quick):
-        if options.only in cell.name:
-            began = time.process_time()
-            outcome = outcomes[cell.name] = asdict(run(cell, options.seed))
-            sys.stderr.write(f"{cell.name} ({time.process_time() - began:.0f} s): {outcome}\n")
-    sys.stdout.write(json.dumps(outcomes, indent=2) + "\n")
+    for name, cell in ran.items():
+        began = time.process_time()
+        outcome = outcomes[name] = asdict(run(cell, options.seed))
+        sys.stderr.write(f"{name} ({time.process_time() - began:.0f} s): {outcome}\n")
+    result = json.dumps(outcomes, indent=2) + "\n"
+    if options.json is not None:
+        options.json.write_text(result, encoding="utf-8")
+    else:
+        sys.stdout.write(result)
+    if options.plot is not None:
+        options.plot.write_text(picture(outcomes), encoding="utf-8")
+    return judged(ran, outcomes)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

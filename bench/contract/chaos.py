@@ -179,22 +179,26 @@ async def _fail(fleet: Shaken, ratio: float, seconds: float) -> None:
     fleet.vendor.faults = replace(fleet.vendor.faults, fail_ratio=0.0)
 
 
+FAILING = "vendor fails 90 %"
 SCENES: dict[str, Scene] = {
     "two pods killed": killed,
     "rolling restart": rolled,
     "a fifth aborted": aborted,
     "store away 5 s": without_store,
     "three pods cut off": cut_off,
-    "store away 5 s, share": without_store,
-    "three pods cut off, share": cut_off,
-    "vendor fails 90 %": failing,
+    FAILING: failing,
     "vendor fails 30 %": stumbling,
 }
+ALONE: dict[str, Scene] = {
+    "store away 5 s, share": without_store,
+    "three pods cut off, share": cut_off,
+}
+"""Controls: pods that go on alone without the store."""
 
 
 async def _run(name: str, seed: int) -> Aftermath:
     fleet = Shaken(CELL, seed, settings={"breaker": {"open_for": "30s"}})
-    if name.endswith("share"):
+    if name in ALONE:
         fleet.when_down = "share"
         fleet.ladders.clear()
         fleet.pods = [fleet.pod(number, fleet.way(number)) for number in range(PODS)]
@@ -203,7 +207,7 @@ async def _run(name: str, seed: int) -> Aftermath:
     began = clock.time()
     driving = asyncio.ensure_future(_drive(fleet, seed))
     await asyncio.sleep(60)
-    await SCENES[name](fleet)
+    await (SCENES | ALONE)[name](fleet)
     over = clock.time()
     await asyncio.sleep(AFTER)
     driving.cancel()
@@ -262,7 +266,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="scenes whose name contains this")
     options = parser.parse_args()
     outcomes = {}
-    for name in SCENES:
+    for name in (*SCENES, *ALONE):
         if options.only in name:
             outcomes[name] = asdict(run(name, options.seed))
             sys.stderr.write(f"{name}: {outcomes[name]}\n")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 import pytest
 from bench.contract import chaos
+from bench.contract.__main__ import judged
+from bench.contract.cells import cells
+from bench.contract.picture import picture
 
 
 @pytest.mark.parametrize(
@@ -38,3 +43,19 @@ def test_a_stumbling_vendor_never_opens_it() -> None:
     after = chaos.run("vendor fails 30 %", 1)
     assert (after.rejected, after.lost, after.opened) == (0, 0, 0)
     assert after.used >= 0.99
+
+
+def test_a_run_whose_controls_see_nothing_is_void() -> None:
+    ran = {cell.name: cell for cell in cells(quick=True)}
+    fine = {
+        name: {"rejected": 0 if cell.limiter == "headworks" else 7, "of_bound": 0.99}
+        for name, cell in ran.items()
+    }
+    without_j = {"sliding 10 s, without J": {"rejected": 3, "of_bound": 0.9}}
+    assert judged(ran, fine) == 2, "the control without J is ours, and saw none"
+    assert judged(ran, fine | without_j) == 0
+    assert judged(ran, fine | without_j | {"uneven": {"rejected": 1}}) == 1
+    assert judged(ran, fine | without_j | {"tokens, off": {"rejected": 0}}) == 2
+    drawn = ElementTree.fromstring(picture(fine | without_j))
+    assert len(drawn.findall("{*}rect")) == 1 + len(ran), "one bar for each cell"
+    assert "sliding 10 s, without J" in "".join(drawn.itertext())
