@@ -143,7 +143,7 @@ class Peer:
 
 
 MAKE: dict[str, Callable[[Peer], Acquire]] = {
-    "source design": Peer.source_design,
+    "another design": Peer.source_design,
     "limits": Peer.limits,
     "pyrate-limiter": Peer.pyrate,
     "throttled-py": Peer.throttled,
