@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from typing import Any
 
@@ -9,9 +10,17 @@ import httpx2
 import openai
 import pytest
 
+from headworks.current import Criticality
 from headworks.errors import QuotaExceeded, Refused, VendorFailed, VendorOpen, VendorQuota
 from headworks.fairness.headers import fields
+from headworks.fairness.limits import Asked
+from headworks.fairness.refusal import judged
 from headworks.fairness.translate import EXTENSION, refused_behind
+from headworks.limits.shapes import Bucket, Shape, Window
+from headworks.problem import render
+from headworks.store.memory import MemoryStore
+from headworks.store.protocol import Ask, Question
+from headworks.telemetry import Telemetry
 from headworks.vendor import REFUSED
 from headworks.verdict import NEVER, LimitState, Verdict
 
@@ -45,10 +54,29 @@ def test_without_limits_nothing_is_said(verdict: Verdict | None) -> None:
     assert fields("off", Verdict(True, 0.0, (TIER,))) == []
 
 
-def test_a_wait_without_end_is_a_number_all_the_same() -> None:
-    """No infinity leaves in a header."""
-    headers = fields("draft-11", Verdict(False, NEVER, (NEVER_FITS,)))
-    assert b"t=2678400" in dict(headers)[b"ratelimit"]
+@pytest.mark.parametrize(
+    ("dialect", "name", "said"),
+    [("draft-11", b"ratelimit", b'"x";r=3;t=0'), ("x-ratelimit", b"x-ratelimit-reset", b"0")],
+)
+def test_no_wait_is_named_for_what_never_fits(dialect: str, name: bytes, said: bytes) -> None:
+    """Neither infinity nor a month leaves in a header: everything there is, is there already."""
+    assert dict(fields(dialect, Verdict(False, NEVER, (NEVER_FITS,))))[name] == said
+
+
+@pytest.mark.parametrize(
+    ("shape", "most"), [(Window.of(60, 60), 60), (Bucket.of(60, 60, burst=5), 5)], ids=str
+)
+async def test_a_cost_that_never_fits_is_told_so(shape: Shape, most: int) -> None:
+    asks: tuple[Ask, ...] = (Ask("wide", "w", Window.of(999, 60), 100), Ask("cap", "k", shape, 100))
+    verdict = await MemoryStore().ask(Question(asks))
+    telemetry = Telemetry()
+    refused = judged(verdict, Asked.of(asks, (), "off"), Criticality.DEFAULT, telemetry)
+    assert refused is not None
+    assert refused.limit == "cap"
+    assert refused.detail == f"this costs 100 of cap, which never lets more than {most} through at once"
+    _, headers, body = render(refused)
+    assert b"retry-after" not in dict(headers)
+    assert "retry_after" not in json.loads(body)
 
 
 def test_the_vendor_s_extension_is_the_one_looked_for() -> None:

@@ -2,9 +2,9 @@
 
 `draft-11` is draft-ietf-httpapi-ratelimit-headers-11: two lists of named items, `RateLimit-Policy`
 (q units per w seconds) and `RateLimit` (r units left; t seconds until they are all back or, for the
-limit that refused, until asking again can succeed). `x-ratelimit` is the older trio, which can speak
-of one limit only: the tightest. Both count seconds from now, rounded up, and in a refusal never further
-than its `Retry-After`.
+limit that refused, until asking again can succeed, if it ever can). `x-ratelimit` is the older trio,
+which can speak of one limit only: the tightest. Both count seconds from now, rounded up, and in a
+refusal never further than its `Retry-After`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 
 from headworks.problem import Headers
 from headworks.store.protocol import Ask
-from headworks.verdict import LimitState, Verdict
+from headworks.verdict import NEVER, LimitState, Verdict
 
 Passed = Callable[[Verdict], Headers]
 
@@ -42,7 +42,9 @@ def _seconds(value: float) -> int:
 
 
 def _until(state: LimitState, most: float) -> int:
-    return _seconds(min(state.reset if state.allowed else state.retry_after, most))
+    """Until it is worth asking again where it refused; until all is back where it did not, or never is."""
+    refused = not state.allowed and state.retry_after != NEVER
+    return _seconds(min(state.retry_after if refused else state.reset, most))
 
 
 def _name(name: str) -> str:

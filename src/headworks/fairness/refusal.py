@@ -12,8 +12,9 @@ from typing import Final
 from headworks.current import Criticality
 from headworks.errors import QuotaExceeded
 from headworks.fairness.limits import Asked
+from headworks.limits.shapes import Bucket
 from headworks.telemetry import Decided, Telemetry
-from headworks.verdict import Verdict
+from headworks.verdict import NEVER, Verdict
 
 _CLASSES: Final = tuple(kind.name.lower() for kind in sorted(Criticality))
 """Names by number: asking an enumeration for a name takes five times as long."""
@@ -32,6 +33,8 @@ def judged(
     telemetry.emit(_decided(False, rule, _CLASSES[criticality], 0))
     if tightest is None:
         detail = "the shared store is away, and without it this limit lets nobody through"
+    elif tightest.retry_after == NEVER:
+        detail = _never(rule, asked)
     else:
         detail = _detail(rule, tightest.limit, tightest.window, verdict.degraded)
     return QuotaExceeded(detail, retry_after=verdict.retry_after, limit=rule or None, verdict=verdict)
@@ -50,6 +53,13 @@ def _fullest(verdict: Verdict, asked: Asked) -> tuple[str, int]:
     if beyond <= 0 or verdict.degraded:
         return fullest[0], 0
     return fullest[0], min(last[1], beyond)
+
+
+def _never(rule: str, asked: Asked) -> str:
+    """Why a cost that is more than the limit ever holds is not worth asking for again."""
+    ask = next(ask for ask in asked.asks if ask.name == rule)
+    most = ask.shape.burst if isinstance(ask.shape, Bucket) else ask.shape.limit
+    return f"this costs {ask.cost} of {rule}, which never lets more than {most} through at once"
 
 
 @lru_cache(maxsize=1024)
