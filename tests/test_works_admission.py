@@ -39,6 +39,32 @@ async def test_a_policy_with_a_line_lets_requests_wait_for_a_place() -> None:
         assert await pod.statuses("/slow", "pro-1", 3) == {200: 2, 503: 1}
 
 
+async def test_who_waits_when_the_pod_stops_is_served_in_its_drain_or_told_at_its_end() -> None:
+    """Two are served within a drain of 12 s; who then waits behind handlers that resist is told."""
+    stopping = {"drain_delay": "0s", "drain_timeout": "12s"}
+    async with service(health=stopping, **admission(queue_timeout="50s")) as pod:
+
+        @pod.app.get("/stubborn")
+        async def stubborn() -> None:
+            try:
+                await asyncio.sleep(50)
+            finally:
+                await asyncio.sleep(50)
+
+        await pod.get("/slow")
+        paths = ("/stubborn", "/slow", "/slow", "/stubborn", "/slow", "/slow")
+        tasks = [asyncio.create_task(pod.get(path)) for path in paths]
+        await asyncio.sleep(1)
+        assert pod.works._slots.statistics().waiting == 4
+        await pod.works.stop()
+        assert [task.done() for task in tasks] == [False, True, True, False, True, True]
+        answers = await asyncio.gather(*tasks)
+        assert [answer.status_code for answer in answers] == [503, 200, 200, 503, 503, 503]
+        assert {answer.json()["reason"] for answer in answers[3:]} == {"pod-leaving"}
+        assert pod.works._slots.statistics().waiting == 0
+        assert pod.works._slots.statistics().running == 0
+
+
 async def test_a_policy_in_shadow_refuses_nobody_and_keeps_nobody_waiting() -> None:
     async with service(**admission(shadow=True, queue_timeout="20s")) as pod:
         await pod.get("/quick")

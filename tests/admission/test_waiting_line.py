@@ -308,6 +308,64 @@ async def test_a_place_is_not_given_to_one_who_is_gone_already() -> None:
     assert (pod.now().in_flight, pod.now().running, pod.now().waiting) == (0, 0, 0)
 
 
+async def test_a_pod_whose_time_is_over_leaves_nobody_standing_in_line() -> None:
+    """Who waits is told at once, though the place's holder resists its end; so is who comes then."""
+
+    async def stubborn(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await asyncio.sleep(100.0)
+        finally:
+            await asyncio.sleep(20.0)
+
+    pod = await learned(Pod(working(1.0), limit=1, patience=50.0))
+    pod.gate.app = stubborn
+    holder, *waiting = [come(pod) for _ in range(4)]
+    await asyncio.sleep(1)
+    began = now()
+    pod.answers.end()
+    told = [await task for task in waiting] + [await Client(pod.gate).run()]
+    assert [(client.status, client.problem["reason"]) for client in told] == [(503, "pod-leaving")] * 4
+    assert {client.header(b"retry-after") for client in told} == {"1"}
+    assert (now() - began, pod.now().waiting, pod.now().in_flight) == (0.0, 0, 1)
+    assert [event.ending for event in pod.sink.of(Queued)] == ["refused"] * 4
+    assert [event.status for event in pod.sink.of(Served)][1:] == [503] * 4
+    await holder
+    assert (pod.now().in_flight, pod.now().running, pod.now().waiting) == (0, 0, 0)
+    pod.answers.begin()
+    pod.gate.app = working(4.0)
+    assert [(await task).status for task in (come(pod), come(pod))] == [200, 200]
+
+
+def test_who_is_cancelled_as_the_pod_ends_leaves_nothing_in_line() -> None:
+    """Struck at every await, before, while and after the pod says that its time is over."""
+    pods: list[Pod] = []
+
+    @asynccontextmanager
+    async def around() -> AsyncIterator[None]:
+        pod = await learned(Pod(working(4.0), limit=1, patience=50.0))
+        pods.append(pod)
+        holder = come(pod)
+        asyncio.get_running_loop().call_later(2.0, pod.answers.end)
+        await asyncio.sleep(0)
+        yield
+        await holder
+        pod.answers.begin()
+        assert (await Client(pod.gate).run()).status == 200
+
+    def snapshot() -> object:
+        pod = pods[-1]
+        return pod.now().waiting, len(pod.answers._queued)
+
+    async def scenario() -> None:
+        client = Patient(pods[-1], (1.0, b"part"), (3.0, b"end"))
+        client.reads.clear()  # the refusal has to wait, too
+        asyncio.get_running_loop().call_later(3.0, client.reads.set)
+        await client.run()
+        assert client.problem["reason"] == "pod-leaving"
+
+    assert cancel_at_every_await(scenario, snapshot=snapshot, around=around, settle=8.0) >= 2
+
+
 async def test_the_estimate_is_the_formula_and_learns() -> None:
     """(ahead + 1) · holding / places, over what higher classes leave, times what was learned."""
     line = Waiting(patience=100.0, places=10)

@@ -10,6 +10,7 @@ from headworks.errors import PodLeaving
 
 if TYPE_CHECKING:
     from headworks.admission.answer import Answer
+    from headworks.admission.waiting import Turn
 
 AGAIN: Final = 1.0
 """Seconds a caller is asked to wait when the pod that answered it ends."""
@@ -29,6 +30,7 @@ class Answers:
     def __init__(self, write_stall: float) -> None:
         self.write_stall = write_stall
         self.open: dict[Answer, float] = {}
+        self._queued: set[Turn] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._next = math.inf
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -58,6 +60,16 @@ class Answers:
             self._set_timer(until)
         return True
 
+    def queue(self, turn: Turn) -> None:
+        """A request waits for its turn to be worked on; `unqueue` it in the end."""
+        self._queued.add(turn)
+        if self._over:
+            turn.refuse(PodLeaving(retry_after=AGAIN))
+
+    def unqueue(self, turn: Turn) -> None:
+        """It does not wait any more."""
+        self._queued.discard(turn)
+
     def begin(self) -> None:
         """The pod serves (again)."""
         self.leaving = self._over = False
@@ -67,14 +79,18 @@ class Answers:
         self.leaving = True
 
     def end(self) -> None:
-        """End every answer that is not complete: its time in this pod is over."""
+        """End every answer that is not complete: its time in this pod is over. Who still waits for a
+        place is told first, and gets none that the others leave."""
         self._over = True
+        for turn in tuple(self._queued):
+            turn.refuse(PodLeaving(retry_after=AGAIN))
         for answer in tuple(self.open):
             answer.end(PodLeaving(retry_after=AGAIN))
 
     def _move(self) -> asyncio.AbstractEventLoop:
         """To another loop: what an earlier one had not ended, it never will."""
         self.open.clear()
+        self._queued.clear()
         self._timer, self._next = None, math.inf
         self.loop = asyncio.get_running_loop()
         return self.loop

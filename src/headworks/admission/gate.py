@@ -134,6 +134,7 @@ class AdmissionGate:
     async def _wait(self, turn: Turn, receive: Receive, answer: Answer) -> None:
         """Stand in line, and go on with what comes of it."""
         early = EarlyMessages(receive, turn.left)
+        self._answers.queue(turn)
         try:
             try:
                 slot = await turn.take()
@@ -151,6 +152,7 @@ class AdmissionGate:
                 self._telemetry.emit(_ADMITTED[answer.current.criticality])
                 await self._serve(slot, answer)
         finally:
+            self._answers.unqueue(turn)
             early.close()
 
     async def _serve(self, slot: Slot, answer: Answer) -> None:

@@ -12,9 +12,9 @@ holding  mean seconds for which a place is held; while nobody knows, as many may
          their arrivals per second · holding / places
 caution  at least 1, learned from those of its class who waited in vain (`limits/caution.py`)
 
-Whoever is in line ends in exactly one way: its turn comes, its patience is spent, it leaves, or it is
-cancelled. All but the last meet in one future, so the first of them decides and the others find it
-decided.
+Whoever is in line ends in exactly one way: its turn comes, its patience is spent, it leaves, the pod
+does, or it is cancelled. All but the last meet in one future, so the first of them decides and the
+others find it decided.
 """
 
 from __future__ import annotations
@@ -60,20 +60,24 @@ class Turn:
 
     def left(self) -> None:
         """The client has gone."""
-        if self.open:
-            self._place.set_exception(CallerLeft())
+        self.refuse(CallerLeft())
 
     def spent(self) -> None:
         """Its patience is spent."""
         if self.open:
             self._line.in_vain(self)
-            self._place.set_exception(self._in_vain())
+            self.refuse(self._in_vain())
+
+    def refuse(self, because: Refused) -> None:
+        """It gets no place, unless it has one."""
+        if self.open:
+            self._place.set_exception(because)
 
     async def take(self) -> Slot:
         """Wait for the place, as long as patience and deadline allow.
 
-        Raises the refusal when that time has come, and `CallerLeft`. A place that is given in the very
-        moment of a cancellation goes on to the next in line.
+        Raises the refusal when that time has come, `CallerLeft`, and what it was refused with. A place
+        that is given in the very moment of a cancellation goes on to the next in line.
         """
         timer = asyncio.get_running_loop().call_at(self._until, self.spent)
         try:

@@ -42,7 +42,7 @@ def _seconds(value: float) -> int:
 
 
 def _until(state: LimitState, most: float) -> int:
-    """Until it is worth asking again where it refused; until all is back where it did not, or never is."""
+    """Until asking again can succeed, where it refused; else, or if it never can, until all is back."""
     refused = not state.allowed and state.retry_after != NEVER
     return _seconds(min(state.retry_after if refused else state.reset, most))
 
