@@ -191,6 +191,26 @@ async def test_a_mode_for_the_whole_layer_weakens_every_limit(mode: str) -> None
     assert [event for event in made.sink.of(Decided) if event.layer == "fairness"] == []
 
 
+@pytest.mark.parametrize("theirs", [b"x-more", b"ratelimit"])
+async def test_an_applications_own_headers_stay_unless_ours_take_their_place(theirs: bytes) -> None:
+    """Also where it gives them as ASGI allows: something that can be read once."""
+
+    async def plain(scope: Any, receive: Any, send: Any) -> None:
+        headers = iter([(b"content-length", b"2"), (theirs, b"theirs")])
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    made = service()
+    made.app.router.routes.append(Mount("/plain", plain))
+    async with made.client() as client:
+        answer = await client.get("/plain/")
+    assert answer.headers["content-length"] == "2"
+    told = answer.headers.get_list("ratelimit")
+    assert len(told) == 1
+    assert told[0].startswith('"tier:free";r=')
+    assert answer.headers.get("x-more") == ("theirs" if theirs == b"x-more" else None)
+
+
 async def test_a_limit_that_is_off_is_not_asked() -> None:
     """Nor its tier's, nor its tenant's; when nothing is left to ask, nothing is asked."""
     off = {"rate": "1/min", "mode": "off"}

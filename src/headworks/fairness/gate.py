@@ -217,10 +217,11 @@ class _Answer(Ticket):
             self.begun = True
             ours = self._told()
             if ours:
-                theirs = message.get("headers", ())
-                if not NAMES.isdisjoint(dict(theirs)):
-                    theirs = _without(theirs, {name for name, _ in ours})
-                message = {**message, "headers": [*theirs, *ours]}
+                headers = [*message.get("headers", ())]  # an iterable, to be read once
+                if not NAMES.isdisjoint(dict(headers)):
+                    headers = _without(headers, {name for name, _ in ours})
+                headers += ours
+                message = {**message, "headers": headers}
         return self._send(message)
 
     def _told(self) -> Headers:
