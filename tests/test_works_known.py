@@ -130,6 +130,10 @@ async def test_it_takes_no_place_in_the_pod() -> None:
         assert (await service.get(key="pro-2")).status_code == 503
         assert (await service.get()).status_code == 429
         assert (await service.get(**ORIGIN)).status_code == 503
+        refused = [(event.route, event.status) for event in service.sink.of(Served)]
+        assert refused == [("/hello", 503), ("/hello", 429), ("/hello", 503)], (
+            "by its route, all the same"
+        )
     assert {task.result().status_code for task in held} == {200}
 
 

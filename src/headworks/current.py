@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 from headworks.caller import Caller
 
@@ -30,6 +31,9 @@ class Criticality(IntEnum):
 
 
 Closer = Callable[[], Awaitable[None]]
+
+ROUTE: Final = "headworks.route"
+"""Where a request's scope keeps the template of its route, if it was found before anybody decided."""
 
 
 @dataclass(slots=True)

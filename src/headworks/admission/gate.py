@@ -29,7 +29,7 @@ from headworks.admission.stated import StatedClass
 from headworks.admission.waiting import Turn
 from headworks.caller import Caller
 from headworks.cleanup import Reaper
-from headworks.current import Criticality, Current, enter, leave
+from headworks.current import ROUTE, Criticality, Current, enter, leave
 from headworks.errors import CallerLeft, DeadlineExceeded, Refused
 from headworks.identity import Identifier
 from headworks.problem import refuse_websocket
@@ -106,7 +106,8 @@ class AdmissionGate:
             await answer.abort()
         finally:
             seconds = answers.now() - began
-            self._telemetry.emit(_new(Served, (current.route, scope["method"], answer.status, seconds)))
+            route = current.route or scope.get(ROUTE, "")  # refused before it got there
+            self._telemetry.emit(_new(Served, (route, scope["method"], answer.status, seconds)))
 
     def _claim(self, scope: Scope, answer: Answer, current: Current) -> Slot | Turn | Refused:
         """A place, a turn in the line for one, or why there is neither."""

@@ -20,6 +20,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from headworks.current import ROUTE
 from headworks.fairness.gate import GIVEN, Fairness, Given, place_of
 from headworks.fairness.headers import fields
 from headworks.fairness.limits import Asks
@@ -76,6 +77,7 @@ class KnownRefusals:
         rules, matched = self._fairness.rules, self._route(scope)
         if matched is None or self._identifier.seen(scope, rules.callers) is None:
             return self.app(scope, receive, send)
+        scope[ROUTE] = matched.template
         asked = rules.limits.asks(identity, matched)
         given = (rules, place_of(scope), matched, asked)
         scope[GIVEN] = tuple.__new__(Given, given)  # half the time of its own constructor

@@ -43,7 +43,7 @@ class PrometheusSink:
     headworks_decisions_total{layer,outcome,reason,rule,class}  what each layer let pass or refused
     headworks_near_limit_units_total{layer,rule}                what passed beyond 4/5 of a limit
     headworks_shadow_decisions_total{layer,outcome,rule}        what rules in shadow mode would have
-    headworks_requests_total{route,method,status}               answers sent
+    headworks_requests_total{route,method,status}               answers sent; "unmatched": no route
     headworks_request_seconds{route}                            from admission to the answer's end
     headworks_admission_wait_seconds{ending}                    time spent in the pod's own line
     headworks_vendor_calls_total{vendor,model,ending,status}    attempts at vendors
