@@ -80,12 +80,12 @@ async def protected(**environ: str) -> AsyncIterator[Pod]:
 
 
 @asynccontextmanager
-async def plain(limit: int) -> AsyncIterator[Pod]:
-    """The same handlers under uvicorn, with `--limit-concurrency` for all protection."""
+async def plain(*protection: str) -> AsyncIterator[Pod]:
+    """The same handlers under uvicorn, with these options for all protection."""
     port = probe.free_ports(LOOPBACK, 1, random.Random())[0]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "uvicorn", "bench_pod:bare", "--app-dir", str(FOLDER)),
-        *("--host", LOOPBACK, "--port", str(port), "--limit-concurrency", str(limit)),
+        *("--host", LOOPBACK, "--port", str(port), *protection),
         *("--no-access-log", "--log-level", "critical", "--timeout-graceful-shutdown", "1"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,

@@ -33,9 +33,12 @@ async def slow_clients(stage: Stage) -> Claim:
     edge = await _at_the_gateway(stack, 8.0 if stage.quick else 14.0)
     async with protected(HEADWORKS_ADMISSION__MAX_IN_FLIGHT=str(UNREAD + 50)) as pod:
         ours = await _never_reading(pod)
-    async with plain(UNREAD) as control:
+    async with plain("--limit-concurrency", str(UNREAD)) as control:
         theirs = await _never_reading(control)
-    async with plain(UNREAD) as control, _crowd(control.port, SILENT, _nothing):
+    async with (
+        plain("--limit-concurrency", str(UNREAD)) as control,
+        _crowd(control.port, SILENT, _nothing),
+    ):
         crowded = await served(f"http://{LOOPBACK}:{control.port}/quick", LOOPBACK, 2.0)
     alone = "limit_concurrency alone"
     return Claim(
