@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -223,3 +225,33 @@ async def test_a_client_that_stops_reading_loses_its_connection(
         await until(lambda: not server.server_state.connections)
         client.close()
     assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
+
+
+@pytest.mark.real
+async def test_refused_handshakes_are_answers_and_no_errors(caplog: pytest.LogCaptureFixture) -> None:
+    """In HTTP, with the reason and when to come back; the server has nothing to complain of."""
+
+    async def never(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("nobody is let in")
+
+    async def handshake(port: int) -> tuple[bytes, bytes]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(
+            b"GET /ws HTTP/1.1\r\nHost: pod\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        async with asyncio.timeout(30):
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        return head.lower(), body
+
+    slots = Slots(1, websockets=1, rng=random.Random(1))
+    slots.claim_websocket_anyway()
+    async with serving(never, slots, log_config=None) as (port, _):
+        answers = await asyncio.gather(*(handshake(port) for _ in range(20)))
+    for head, body in answers:
+        assert head.startswith(b"http/1.1 503 ")
+        assert b"\r\nretry-after: " in head
+        assert b"\r\ncontent-type: application/problem+json" in head
+        assert json.loads(body)["reason"] == "pod-saturated"
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
