@@ -85,7 +85,7 @@ class _Pod:
 
     def _permit(self, store: MemoryStore, holder: str, places: int) -> LeavePermit | None:
         kind = Places if self._readiness == "places" else LeavePermit
-        return kind(store, name="fleet", holder=holder, places=places) if places else None
+        return kind(store, name="fleet", holder=holder, places=lambda: places) if places else None
 
     @property
     def ready(self) -> bool:

@@ -28,7 +28,8 @@ async def fill(port: int, calls: AsyncExitStack) -> None:
 
 async def test_a_pod_full_of_long_calls_is_never_failed_by_liveness() -> None:
     """The same handlers under the server's own limit fail every probe: that pod would be killed."""
-    async with protected() as ours, plain(PLACES) as control, AsyncExitStack() as calls:
+    limited = plain("--limit-concurrency", str(PLACES))
+    async with protected() as ours, limited as control, AsyncExitStack() as calls:
         for pod in (ours, control):
             await fill(pod.port, calls)
         for port in (ours.management, ours.port):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -11,12 +12,13 @@ from headworks.health import Health
 from headworks.policy.load import parse
 from headworks.policy.settings import HealthSettings
 from headworks.store.memory import MemoryStore
+from headworks.store.protocol import StoreStatistics
 from headworks.telemetry import Telemetry
 from headworks.works.permit import LEASE, LeavePermit, permit_of
 
 
 def place(store: MemoryStore, pod: str, places: int = 3) -> LeavePermit:
-    return LeavePermit(store, name="svc", holder=pod, places=places)
+    return LeavePermit(store, name="svc", holder=pod, places=lambda: places)
 
 
 class Pod:
@@ -96,17 +98,31 @@ async def test_a_lease_that_is_renewed_every_second_is_never_lost() -> None:
     assert await other.hold()
 
 
-@pytest.mark.parametrize(("replicas", "places"), [(1, None), (3, None), (4, 1), (10, 3), (34, 10)])
-async def test_so_many_pods_may_be_away(replicas: int, places: int | None) -> None:
-    """Three tenths of them, rounded down; where that is none, no pod ever leaves for load."""
+class Counted(MemoryStore):
+    """A store that so many processes share."""
+
+    processes = 1
+
+    def statistics(self) -> StoreStatistics:
+        return replace(super().statistics(), processes=self.processes)
+
+
+@pytest.mark.parametrize(("processes", "places"), [(1, 0), (3, 0), (4, 1), (10, 3), (34, 10)])
+async def test_so_many_pods_may_be_away(processes: int, places: int) -> None:
+    """Three tenths of those that were counted, rounded down, whatever the policy foresees; where that is
+    none, no pod ever leaves for load."""
     table = {
         "schema": 1,
         "service": {"name": "svc"},
         "store": {"url": "valkey://valkey"},
         "fairness": {"default_tier": "free", "tiers": {"free": {"rate": "10/min"}}},
-        "deploy": {"replicas": replicas},
+        "deploy": {"replicas": 7},
     }
-    found = permit_of(parse(table, "test", {}), MemoryStore(), "pod-1")
-    assert (found and found._places) == places
+    store, policy = Counted(), parse(table, "test", {})
+    pods = [permit_of(policy, store, f"pod-{number}") for number in range(processes)]
+    store.processes = processes  # counted later than the pods were built
+    held = [await pod.hold() for pod in pods if pod is not None]
+    assert len(held) == processes
+    assert len(store._leases.get("{health:svc}:leave", ())) == places
     del table["store"]
     assert permit_of(parse(table, "test", {}), MemoryStore(), "pod-1") is None

@@ -8,6 +8,7 @@ word that there is a crowd. While that word stands, nobody may be away.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from headworks.limits.shapes import Window
@@ -28,16 +29,19 @@ class LeavePermit:
 
     name    the service's, which all its pods share
     holder  the pod's
-    places  how many may be away at once, ≥ 1
+    places  tells how many may be away at once, now; 0: the fleet is too small to spare a pod
     """
 
-    def __init__(self, store: Store, *, name: str, holder: str, places: int) -> None:
+    def __init__(self, store: Store, *, name: str, holder: str, places: Callable[[], int]) -> None:
         self._store, self._holder, self._places = store, holder, places
         self._key, self._crowd = f"{{health:{name}}}:leave", f"{{health:{name}}}:crowd"
 
     async def hold(self) -> bool:
         """Take or keep the place; whether the pod may be away. Without the store it may not."""
-        held = await self._store.lease(self._key, holder=self._holder, limit=self._places, ttl=LEASE)
+        places = self._places()
+        if places < 1:
+            return False
+        held = await self._store.lease(self._key, holder=self._holder, limit=places, ttl=LEASE)
         word = await self._store.ask(Question((Ask("crowd", self._crowd, CROWD, 0 if held else 1),)))
         return held > 0 and not word.degraded and word.limits[0].remaining > 0
 
@@ -46,8 +50,12 @@ class LeavePermit:
 
 
 def permit_of(policy: Policy, store: Store, pod: str) -> LeavePermit | None:
-    """The pod's leave-permit; None where it is alone or the fleet too small to spare a pod."""
-    places = int(LEAVING * policy.deploy.replicas)
-    if policy.store is None or places < 1:
+    """The pod's leave-permit; None where it shares no store. There are as many pods as were last counted
+    (`store/heartbeat.py`), whatever an autoscaler did."""
+    if policy.store is None:
         return None
+
+    def places() -> int:
+        return int(LEAVING * store.statistics().processes)
+
     return LeavePermit(store, name=policy.service.name, holder=pod, places=places)
