@@ -41,7 +41,7 @@ async def test_a_stream_is_asked_for_its_usage_and_the_caller_sees_nothing_of_it
     raw = await side.vendor.client.post("/chat/completions", json={"model": "m", "stream": True} | ASK)
     assert b'"choices":[]' not in raw.content
     assert raw.content.endswith(b"data: [DONE]\n\n")
-    assert b"prompt_tokens" not in raw.content
+    assert b"usage" not in raw.content
 
 
 ASK: dict[str, Any] = {"messages": MESSAGES}
@@ -100,17 +100,35 @@ def test_asking_leaves_the_rest_of_the_request_as_it_was(body: Any) -> None:
     assert found == {key: value for key, value in body.items() if key != "stream_options"}
 
 
-EVENTS = [
-    b'data: {"choices":[],"prompt_filter_results":[],"usage":null}\n\n',
-    b'data: {"choices":[{"delta":{"content":"a \\"choices\\":[] b"}}],"usage":null}\n\n',
+KEPT = [
+    b'data: {"choices":[{"delta":{"content":"a \\"choices\\":[],\\"usage\\":null b"}}]}\n\n',
+    b'data: {"choices":[{"usage":null}],"usage":{"a":1}}\n\n',
+    b'data: {"usage":null}\n\n',
     b": comment\n\n",
     b'event: x\r\ndata: {"choices" : [ ], "error": 1}\r\n\r\n',
+    b'data: {"choices":[],"usage":null\n\n',
 ]
+SHORTENED = {
+    b'data: {"choices":[],"prompt_filter_results":[],"usage":null}\n\n': (
+        b'data: {"choices":[],"prompt_filter_results":[]}\n\n'
+    ),
+    b'data: {"usage" : null , "choices":[{"index":0}], "e":1}\r\n\r\n': (
+        b'data: { "choices":[{"index":0}], "e":1}\r\n\r\n'
+    ),
+    b'data: {"choices":[{"delta":{}}], "usage": null,"obfuscation":"x"}\n\n': (
+        b'data: {"choices":[{"delta":{}}],"obfuscation":"x"}\n\n'
+    ),
+    b'data: {"choices":[{"usage":null,"index":0}],"usage":null}\n\n': (
+        b'data: {"choices":[{"usage":null,"index":0}],"usage":null}\n\n'
+    ),
+}
+"""The last is left alone: the first `"usage":null` in it is not the event's own."""
+
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}\n\n'
 
 
-@given(st.lists(st.sampled_from([*EVENTS, USAGE]), max_size=12), st.integers(1, 90))
-def test_only_the_usage_chunk_is_taken_out_however_the_stream_is_cut(
+@given(st.lists(st.sampled_from([*KEPT, *SHORTENED, USAGE]), max_size=12), st.integers(1, 90))
+def test_only_what_was_not_asked_for_is_taken_out_however_the_stream_is_cut(
     events: list[bytes], width: int
 ) -> None:
     stream = b"".join([*events, b"data: [DONE]\n\n", b"cut of"])
@@ -118,8 +136,24 @@ def test_only_the_usage_chunk_is_taken_out_however_the_stream_is_cut(
     for start in range(0, len(stream), width):
         seen += chunk.feed(stream[start : start + width])
     seen += chunk.rest()
-    wanted = [event for event in events if event != USAGE]
+    wanted = [SHORTENED.get(event, event) for event in events if event != USAGE]
     assert seen == b"".join([*wanted, b"data: [DONE]\n\n", b"cut of"])
+
+
+@pytest.mark.parametrize(
+    ("profile", "headers", "seconds"),
+    [
+        ("openai", {"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
+        ("anthropic", {"retry-after-ms": "1500", "retry-after": "9"}, 9.0),
+        ("generic", {"retry-after-ms": "1500"}, None),
+        ("openai", {"retry-after-ms": "soon", "retry-after": "Thu, 01 Jan 2026 00:00:30 GMT"}, 30.0),
+    ],
+)
+def test_where_a_vendor_says_when_to_come_back_is_its_profiles(
+    house: Any, profile: str, headers: dict[str, str], seconds: float | None
+) -> None:
+    transport = house.vendor(profile=profile)._transport
+    assert transport._retry_after(httpx2.Headers(headers)) == seconds
 
 
 # Settling
@@ -346,11 +380,11 @@ async def test_a_compressed_stream_is_passed_on_as_it_is() -> None:
 
     async def answer(request: httpx2.Request) -> httpx2.Response:
         headers = {"content-type": "text/event-stream", "content-encoding": "gzip"}
-        content = gzip.compress(EVENTS[1] + USAGE)
+        content = gzip.compress(KEPT[0] + USAGE)
         return httpx2.Response(200, headers=headers, content=content, request=request)
 
     side = Side("openai", settings=TOKENS)
     side.recorder.handle_async_request = answer  # type: ignore[method-assign]  # another vendor
     found = await side.vendor.client.post("/chat/completions", json={"model": "m", "stream": True} | ASK)
-    assert found.content == EVENTS[1] + USAGE
+    assert found.content == KEPT[0] + USAGE
     assert (await side.corrections()) == {}

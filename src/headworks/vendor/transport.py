@@ -266,10 +266,10 @@ class VendorTransport(httpx2.AsyncBaseTransport):
         self._reaper.hand_over(f"closing an answer of vendor '{self._vendor}'", answer.aclose)
 
     def _retry_after(self, headers: httpx2.Headers) -> float | None:
-        """Seconds from `retry-after-ms` or `Retry-After` (seconds or an HTTP date); None without one
-        that can be read."""
-        for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-            value = headers.get(name, "").strip()
+        """Seconds from the headers that the profile names (milliseconds, seconds or an HTTP date); None
+        without one that can be read."""
+        for name in self._profile.headers.retry_after:
+            value, scale = headers.get(name, "").strip(), 0.001 if name.endswith("-ms") else 1.0
             try:
                 seconds = float(value) * scale
                 if math.isfinite(seconds):

@@ -35,6 +35,7 @@ WRITTEN = frozenset(
 _DECODER = json.JSONDecoder()
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+_NO_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,')
 
 
 class UsageReader:
@@ -157,7 +158,8 @@ def ask_for_usage(content: bytes, body: Any, usage: Usage, path: str) -> bytes |
 
 
 class UsageChunk:
-    """Takes the chunk that tells the usage, and nothing else, out of a stream of events.
+    """Takes the chunk that tells the usage out of a stream of events, and `"usage": null` out of the
+    others, which only say that it is still to come. All else stays as it is, byte for byte.
 
     An event is passed on when it is whole.
     """
@@ -173,10 +175,10 @@ class UsageChunk:
         whole, self._held = data[:last], data[last:]
         if len(self._held) > MOST_HELD:
             whole, self._held = data, b""
-        if not _NO_CHOICES.search(whole):
+        if not _NO_USAGE.search(whole) and not _NO_CHOICES.search(whole):
             return whole
         events = (data[start:end] for start, end in zip([0, *ends], ends, strict=False))
-        return b"".join(event for event in events if not _tells_usage_only(event))
+        return b"".join(map(_without_usage, events))
 
     def rest(self) -> bytes:
         """What was held back when the stream is over."""
@@ -184,7 +186,17 @@ class UsageChunk:
         return held
 
 
-def _tells_usage_only(event: bytes) -> bool:
-    lines = [line[5:] for line in event.splitlines() if line.startswith(b"data:")]
-    said = _json(b"".join(lines))
-    return isinstance(said, dict) and said.get("choices") == [] and isinstance(said.get("usage"), dict)
+def _without_usage(event: bytes) -> bytes:
+    """An event as it would have been had nobody asked for usage: without the member, or nothing."""
+    said = _said(event)
+    if not isinstance(said, dict) or "usage" not in said:
+        return event
+    usage = said.pop("usage")
+    if usage is None:
+        shorter = _NO_USAGE.sub(b"", event, count=1)
+        return shorter if _said(shorter) == said else event
+    return b"" if said.get("choices") == [] and isinstance(usage, dict) else event
+
+
+def _said(event: bytes) -> Any:
+    return _json(b"".join(line[5:] for line in event.splitlines() if line.startswith(b"data:")))
