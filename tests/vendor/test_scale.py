@@ -13,6 +13,7 @@ import pytest
 
 from headworks.current import Current
 from headworks.errors import Refused
+from headworks.vendor.outlook import Full
 
 SIZES = (100, 1_000, 10_000)
 
@@ -89,6 +90,57 @@ async def test_joining_leaving_and_being_served_take_no_more_steps_in_a_long_lin
     shortest, _, longest = taken
     for short, long in zip(shortest, longest, strict=True):
         assert long <= 1.5 * short + 20, f"steps at {SIZES}: {taken}"
+
+
+async def test_turning_nobody_away_takes_no_more_steps_in_a_long_line(house: Any) -> None:
+    """The quota is full, but everybody can wait; or it is full only for calls that cost more."""
+    taken = []
+    for number in SIZES:
+        lane, waiters = await lane_with(house, number)
+        now = asyncio.get_running_loop().time()
+        waiting, outlook = lane._waiting, lane._outlook
+        outlook.full = Full({"requests": 1}, now + 599.0, now + 1.0)
+        patient = steps(waiting.turn_away)
+        outlook.full = Full({"requests": 2}, now + 601.0, now + 1.0)
+        taken.append((patient, steps(waiting.turn_away)))
+        assert len(lane._line) == len(waiters)
+        await _ended(lane)
+    shortest, _, longest = taken
+    for short, long in zip(shortest, longest, strict=True):
+        assert long <= 1.5 * short + 20, f"steps at {SIZES}: {taken}"
+
+
+@pytest.mark.parametrize("way", ["turned away", "trimmed"])
+async def test_refusals_that_must_come_take_no_more_steps_each_in_a_long_line(
+    house: Any, way: str
+) -> None:
+    taken = []
+    for number in SIZES:
+        lane, waiters = await lane_with(house, number)
+        now = asyncio.get_running_loop().time()
+        if way == "trimmed":
+            lane._waiting._queue_timeout = 600.0
+            lane._pace._interval = 1.26 * 600.0 / number
+            count = steps(lane._waiting.trim)
+        else:
+            lane._outlook.full = Full({"requests": 1}, now + 601.0, now + 1.0)
+            count = steps(lane._waiting.turn_away)
+        refused = sum(waiter.payload.woken.done() for waiter in waiters)
+        assert refused >= 0.1 * number
+        taken.append(count / refused)
+        await _ended(lane)
+    assert taken[2] <= 1.5 * taken[0] + 20, f"steps at {SIZES}: {taken}"
+
+
+async def test_who_has_left_is_forgotten(house: Any) -> None:
+    """What keeps the order of ends keeps nobody for long who has been served or has left."""
+    lane, _ = await lane_with(house, 10)
+    for _ in range(5_000):
+        waiter = lane._waiting.enter({"requests": 1}, Current(tenant="t"))
+        waiter.payload.woken.add_done_callback(heard)
+        lane._waiting.leave(waiter)
+    assert len(lane._waiting._by_end) <= 100
+    await _ended(lane)
 
 
 @pytest.mark.parametrize("number", SIZES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Callable, Sequence
 
 from headworks.current import Criticality, Current
@@ -16,6 +17,9 @@ from headworks.vendor.pace import Demand, Pace
 
 TRIM = 1.25
 """By how much the line may be longer than can be served in time before it is cut."""
+
+PASSED_OVER = 64
+"""Calls that are looked at and kept, at most, when those who cannot be served in time are refused."""
 
 LONG = 4.0
 """Over how many times the longest wait demand is compared with the pace: a burst that the line can hold
@@ -48,6 +52,10 @@ class Waiting:
         self._vendor, self._gate, self._pace, self._outlook = vendor, gate, pace, outlook
         self._bookings, self._telemetry, self._gave_up = bookings, telemetry, gave_up
         self._queue_timeout, self._least = queue_timeout, least
+        self._by_end: list[
+            tuple[float, int, Waiter[Place]]
+        ] = []  # who left is only struck out, as in line
+        self._number = 0
         self._closed = False
 
     def close(self) -> None:
@@ -84,7 +92,16 @@ class Waiting:
         self.line.join(waiter)
         self._pace.joined(waiter.criticality, now)
         place.timer = loop.call_at(until, self._give_up, waiter)
+        self._note_end(waiter)
         return waiter
+
+    def _note_end(self, waiter: Waiter[Place]) -> None:
+        """Keep in order of their ends who stands in line, and not many more."""
+        if len(self._by_end) > 2 * len(self.line) + PASSED_OVER:
+            self._by_end = [entry for entry in self._by_end if entry[2].standing]
+            heapq.heapify(self._by_end)
+        self._number += 1
+        heapq.heappush(self._by_end, (waiter.payload.until, self._number, waiter))
 
     def _patience(self, overload: float) -> float:
         """Seconds that a caller may have to wait: the longer demand has been a multiple of the pace, its
@@ -124,17 +141,30 @@ class Waiting:
             waiter.payload.timer.cancel()
 
     def turn_away(self) -> None:
-        """Refuse at once who cannot be served in time, but not those for whom bookings are held."""
+        """Refuse at once who cannot be served in time, but not those for whom bookings are held.
+
+        Looks at those whose time ends soonest, and only at those whose time ends too soon.
+        """
         now = asyncio.get_running_loop().time()
-        latest = max(now + self._gate.wait(now), self._outlook.full.room_at)
-        booked = 0 if self._gate.wait(now) > 0 else len(self._bookings)
+        shut = self._gate.wait(now)
+        latest = max(now + shut, self._outlook.full.room_at)
+        if not self._by_end or self._by_end[0][0] >= latest:
+            return
+        booked = 0 if shut > 0 else len(self._bookings)
         served = {id(self.line.nth(n)) for n in range(booked)}
-        for waiter in self.line.waiters():
-            if waiter.payload.until >= latest or id(waiter) in served:
+        kept: list[tuple[float, int, Waiter[Place]]] = []
+        while self._by_end and self._by_end[0][0] < latest and len(kept) < PASSED_OVER + booked:
+            entry = heapq.heappop(self._by_end)
+            waiter = entry[2]
+            if not waiter.standing:
                 continue
             refusal = self._outlook.hopeless(waiter.payload.cost, waiter.payload.until, now)
-            if refusal is not None:
+            if refusal is None or id(waiter) in served:
+                kept.append(entry)
+            else:
                 self.refuse(waiter, refusal)
+        for entry in kept:
+            heapq.heappush(self._by_end, entry)
 
     def _tail(self, criticality: Criticality, now: float) -> float:
         """Seconds until the end of the line is likely to be served."""
