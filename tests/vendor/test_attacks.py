@@ -284,3 +284,25 @@ async def test_under_a_flood_refusals_come_at_once_and_few_wait_in_vain(
     assert sum(seconds <= 0.05 for seconds in refused) >= at_once * len(refused)
     assert sum(seconds >= 4.99 for seconds in refused) <= 0.04 * len(took)
     assert len(steady) >= 0.99 * 110 * 600 / 60.05
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "ending"),
+    [
+        ("text/event-stream", b"", "failed"),
+        ("text/event-stream", b": hi\n\n", "ok"),
+        ("application/json", b"", "ok"),
+    ],
+)
+async def test_a_stream_succeeds_by_its_first_byte(
+    house: Any, kind: str, content: bytes, ending: str
+) -> None:
+    """Streams that begin well and end at once with nothing would else keep the breaker closed."""
+
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, headers={"content-type": kind}, content=content, request=request)
+
+    house.server.answer = answer
+    response = await house.vendor().client.post(PATH, json={})
+    assert (response.status_code, response.content) == (200, content)
+    assert [event.ending for event in house.sink.of(Called)] == [ending]

@@ -36,6 +36,7 @@ class Body(httpx2.AsyncByteStream):
     read it for `gap` seconds, or sooner when it is dropped and collected.
 
     hidden  takes out what the caller did not ask for
+    streamed  it is a stream of events: one that ends before its first byte has failed
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Body(httpx2.AsyncByteStream):
         who: Current,
         *,
         gap: float,
+        streamed: bool,
         reader: UsageReader,
         hidden: UsageChunk | None,
         settle: Settle,
@@ -54,7 +56,7 @@ class Body(httpx2.AsyncByteStream):
         self._answer, self._attempt, self._who, self._gap = answer, attempt, who, gap
         self._settle, self._reaper, self._loop = settle, reaper, asyncio.get_running_loop()
         self._pieces: AsyncIterator[bytes] = aiter(answer.stream)
-        self._reader, self._hidden = reader, hidden
+        self._reader, self._hidden, self._streamed = reader, hidden, streamed
         self._closed = self._whole = self._reading = self._unread = False
         self._read_at = self._loop.time()
         self._idle = self._loop.call_at(self._read_at + gap, _look, weakref.ref(self))
@@ -92,7 +94,8 @@ class Body(httpx2.AsyncByteStream):
             async with staying(self._who.caller), asyncio.timeout(self._gap) as timer:
                 piece = await anext(self._pieces)
         except StopAsyncIteration:
-            self._end(Ending.OK, whole=True)
+            empty = self._streamed and not self._reader.seen
+            self._end(Ending.FAILED if empty else Ending.OK, whole=True)
             raise
         except TimeoutError as error:
             self._end(Ending.OVERLOADED if timer.expired() else Ending.FAILED)

@@ -190,6 +190,7 @@ class VendorTransport(httpx2.AsyncBaseTransport):
             attempt,
             current(),
             gap=self._settings.call_timeout,
+            streamed=streamed,
             reader=UsageReader(self._profile.usage, encoding),
             hidden=UsageChunk() if asked and streamed and not encoding else None,
             reaper=self._reaper,
