@@ -20,8 +20,9 @@ from typing import Any, Literal
 from bench.contract.cells import PODS, Cell
 from bench.contract.fleet import Counting, Driven, Fleet, drive
 from headworks.cleanup import Reaper
+from headworks.limits import paced
 from headworks.store.ladder import LadderStore
-from headworks.store.protocol import Question, Report, Standing, Store, StoreDown
+from headworks.store.protocol import Census, Question, Report, Standing, Store, StoreDown
 from headworks.telemetry import Changed, Event
 from headworks.testing import loop
 from headworks.vendor import Vendor
@@ -59,19 +60,19 @@ class Cut(Counting):
 
     def __init__(self, store: Counting) -> None:
         super().__init__(random.Random(0))
-        self._store, self.down, self.dead = store, False, False
+        self.store, self.down = store, False
 
     async def ask(self, question: Question) -> Verdict:
         await self._answers()
-        return await self._store.ask(question)
+        return await self.store.ask(question)
 
     async def report(self, report: Report) -> Standing:
         await self._answers()
-        return await self._store.report(report)
+        return await self.store.report(report)
 
-    async def census(self, group: str, *, process: str, ttl: float) -> int:
+    async def census(self, group: str, *, process: str, ttl: float) -> Census:
         await self._answers()
-        return await self._store.census(group, process=process, ttl=ttl)
+        return await self.store.census(group, process=process, ttl=ttl)
 
     async def _answers(self) -> None:
         if self.down:
@@ -150,6 +151,22 @@ async def without_store(fleet: Shaken) -> None:
     await _cut(fleet, range(PODS), 5)
 
 
+async def emptied(fleet: Shaken, seconds: float = 5) -> None:
+    """Nobody reaches the store for five seconds, and it comes back without its memory."""
+    fresh = Counting(random.Random(fleet.seed))
+    for way in fleet.ways.values():
+        way.down = True
+    await asyncio.sleep(seconds)
+    fleet.stores = [fresh]
+    for way in fleet.ways.values():
+        way.store, way.down = fresh, False
+
+
+async def emptied_at_once(fleet: Shaken) -> None:
+    """The same so quickly that hardly anybody notices."""
+    await emptied(fleet, 0.02)
+
+
 async def cut_off(fleet: Shaken) -> None:
     """Three of the pods do not reach the store for twenty seconds."""
     await _cut(fleet, (1, 4, 8), 20)
@@ -185,6 +202,8 @@ SCENES: dict[str, Scene] = {
     "rolling restart": rolled,
     "a fifth aborted": aborted,
     "store away 5 s": without_store,
+    "store back empty": emptied,
+    "store empty at once": emptied_at_once,
     "three pods cut off": cut_off,
     FAILING: failing,
     "vendor fails 30 %": stumbling,
@@ -196,8 +215,8 @@ ALONE: dict[str, Scene] = {
 """Controls: pods that go on alone without the store."""
 
 
-async def _run(name: str, seed: int) -> Aftermath:
-    fleet = Shaken(CELL, seed, settings={"breaker": {"open_for": "30s"}})
+async def _run(name: str, seed: int, cell: Cell) -> Aftermath:
+    fleet = Shaken(cell, seed, settings={"breaker": {"open_for": "30s"}})
     if name in ALONE:
         fleet.when_down = "share"
         fleet.ladders.clear()
@@ -229,8 +248,8 @@ async def _run(name: str, seed: int) -> Aftermath:
     lost += len(asyncio.all_tasks()) - 1
     return Aftermath(
         rejected=sum(fleet.vendor.ledger.rejected.values()),
-        recovered=_recovered(accepted, over - began),
-        used=round(_used(accepted[int(over - began + WINDOW) :]), 4),
+        recovered=_recovered(accepted, over - began, cell),
+        used=round(_used(accepted[int(over - began + WINDOW) :], cell), 4),
         opened=len(fleet.moves.epochs),
         closed=shut == 0.0,
         lost=lost,
@@ -242,23 +261,23 @@ async def _drive(fleet: Shaken, seed: int) -> Driven:
     return await drive(fleet, 1e9, seed)
 
 
-def _used(accepted: list[int]) -> float:
-    bound = CELL.per_minute / 60 * WINDOW / (WINDOW + CELL.jitter)
+def _used(accepted: list[int], cell: Cell) -> float:
+    bound = cell.calls * paced.utilisation(cell.window, cell.jitter, cell.mechanism)
     return sum(accepted) / len(accepted) / bound if accepted else 0.0
 
 
-def _recovered(accepted: list[int], over: float) -> float:
+def _recovered(accepted: list[int], over: float, cell: Cell) -> float:
     """Seconds from then to the first whole window that is used to 99 %."""
     width = int(WINDOW)
     for at in range(int(over), len(accepted) - width):
-        if _used(accepted[at : at + width]) >= 0.99:
+        if _used(accepted[at : at + width], cell) >= 0.99:
             return round(at - over, 1) if at > over else 0.0
     return float("inf")
 
 
-def run(name: str, seed: int) -> Aftermath:
+def run(name: str, seed: int, cell: Cell = CELL) -> Aftermath:
     """One scene in virtual time; the same seed gives the same outcome."""
-    return loop.run(_run(name, seed))
+    return loop.run(_run(name, seed, cell))
 
 
 def main() -> None:

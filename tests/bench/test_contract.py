@@ -7,15 +7,24 @@ from xml.etree import ElementTree
 import pytest
 from bench.contract import chaos
 from bench.contract.__main__ import judged
-from bench.contract.cells import cells
+from bench.contract.cells import Cell, cells
 from bench.contract.picture import picture
+
+from headworks.store.recall import Recall
+
+MECHANISMS = [
+    Cell("bucket 60 s", "bucket", 60.0),
+    Cell("fixed 60 s", "fixed", 60.0),
+    Cell("tokens", "sliding", 60.0, tokens=1_260_000),
+]
+"""Beside the sliding window of 10 s, on which every scene is run."""
 
 
 @pytest.mark.parametrize(
     "name",
     [
         *("two pods killed", "a fifth aborted", "rolling restart"),
-        *("store away 5 s", "three pods cut off"),
+        *("store away 5 s", "three pods cut off", "store back empty", "store empty at once"),
     ],
 )
 def test_what_dies_takes_nothing_with_it(name: str) -> None:
@@ -23,6 +32,21 @@ def test_what_dies_takes_nothing_with_it(name: str) -> None:
     assert (after.rejected, after.lost, after.opened) == (0, 0, 0)
     assert after.recovered <= chaos.WINDOW
     assert after.used >= 0.99
+
+
+@pytest.mark.parametrize("cell", MECHANISMS, ids=lambda cell: cell.name)
+@pytest.mark.parametrize("name", ["store away 5 s", "three pods cut off", "store back empty"])
+def test_no_outage_of_the_store_breaks_a_contract_however_it_is_enforced(name: str, cell: Cell) -> None:
+    after = chaos.run(name, 2, cell)
+    assert (after.rejected, after.lost, after.opened) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("cell", [MECHANISMS[0], MECHANISMS[2]], ids=lambda cell: cell.name)
+def test_a_store_that_has_forgotten_and_is_not_told_grants_a_quota_twice(
+    monkeypatch: pytest.MonkeyPatch, cell: Cell
+) -> None:
+    monkeypatch.setattr(Recall, "born_anew", lambda *_: False)
+    assert chaos.run("store back empty", 1, cell).rejected > 0
 
 
 @pytest.mark.parametrize("name", ["store away 5 s, share", "three pods cut off, share"])

@@ -368,7 +368,7 @@ async def test_processes_are_counted_until_they_leave_or_their_time_is_over(
     async with opener(clock) as store:
 
         async def there(process: str, ttl: float = 10.0, group: str = "search") -> int:
-            count: int = await store.census(group, process=process, ttl=ttl)
+            count: int = (await store.census(group, process=process, ttl=ttl)).there
             return count
 
         assert [await there(process) for process in "abca"] == [1, 2, 3, 3]
@@ -384,6 +384,22 @@ async def test_processes_are_counted_until_they_leave_or_their_time_is_over(
         assert await there("c", ttl=1) == 2, "a short stay ends nobody else's"
         clock.pass_(1)
         assert await there("nobody", ttl=0) == 0
+
+
+async def test_a_census_tells_who_was_not_counted_any_more(opener: Any, clock: Any) -> None:
+    async with opener(clock) as store:
+
+        async def known(process: str, ttl: float = 10.0) -> bool:
+            answer: bool = (await store.census("search", process=process, ttl=ttl)).known
+            return answer
+
+        assert [await known(process) for process in "abab"] == [False, False, True, True]
+        clock.pass_(5)
+        assert await known("a")
+        clock.pass_(5)
+        assert [await known("a"), await known("b")] == [True, False], "b's time is over"
+        assert await known("b", ttl=0), "it leaves"
+        assert not await known("b")
 
 
 async def test_what_is_forgotten_is_as_if_never_taken(opener: Any, clock: Any) -> None:

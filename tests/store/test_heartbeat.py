@@ -13,7 +13,7 @@ from headworks.limits.shapes import Window
 from headworks.store.heartbeat import EVERY, LIFE, PATIENCE
 from headworks.store.ladder import FAILURES, LadderStore
 from headworks.store.memory import MemoryStore
-from headworks.store.protocol import Ask, Gate, Question, StoreDown
+from headworks.store.protocol import Ask, Census, Gate, Question, StoreDown
 from headworks.testing.cancel import cancel_at_every_await
 from headworks.verdict import Verdict
 
@@ -46,7 +46,7 @@ class Way(MemoryStore):
     async def ask(self, question: Question) -> Verdict:
         return await self._there().ask(question)
 
-    async def census(self, group: str, *, process: str, ttl: float) -> int:
+    async def census(self, group: str, *, process: str, ttl: float) -> Census:
         self.server.beats += 1
         return await self._there().census(group, process=process, ttl=ttl)
 
@@ -117,8 +117,8 @@ async def test_who_leaves_says_so() -> None:
     first, _ = await fleet.start(2)
     await asyncio.sleep(EVERY)
     await first.aclose()
-    assert await fleet.server.state.census("all", process="me", ttl=0) == 1
-    assert not await fleet.server.state.census("another", process="me", ttl=0)
+    assert await fleet.server.state.census("all", process="me", ttl=0) == (1, False)
+    assert await fleet.server.state.census("another", process="me", ttl=0) == (0, False)
     await fleet.close()
 
 
@@ -227,7 +227,7 @@ async def test_a_beat_that_fails_is_not_held_against_the_store() -> None:
     """A server that counts nobody, by the rights it gives, still decides."""
 
     class Uncounted(MemoryStore):
-        async def census(self, group: str, *, process: str, ttl: float) -> int:
+        async def census(self, group: str, *, process: str, ttl: float) -> Census:
             raise StoreDown("NOPERM this user has no permissions to run the 'zadd' command")
 
     store = LadderStore(Uncounted(), replicas=3, rng=random.Random(1))
@@ -243,7 +243,7 @@ async def test_a_beat_that_hangs_holds_nobody_up() -> None:
     class Hanging(MemoryStore):
         hangs = 0
 
-        async def census(self, group: str, *, process: str, ttl: float) -> int:
+        async def census(self, group: str, *, process: str, ttl: float) -> Census:
             self.hangs += 1
             await asyncio.Event().wait()
             raise AssertionError
@@ -332,7 +332,7 @@ class Far(MemoryStore):
         await asyncio.sleep(0.01)
         return await super().ask(question)
 
-    async def census(self, group: str, *, process: str, ttl: float) -> int:
+    async def census(self, group: str, *, process: str, ttl: float) -> Census:
         await asyncio.sleep(0.1)
         return await super().census(group, process=process, ttl=ttl)
 

@@ -13,7 +13,7 @@ from headworks.limits.breaker import BreakerRules, Ending
 from headworks.limits.shapes import Bucket, Window
 from headworks.store.ladder import FAILURES, LadderStore
 from headworks.store.memory import MemoryStore
-from headworks.store.protocol import Ask, Correction, Gate, Question, Report, Standing, StoreDown
+from headworks.store.protocol import Ask, Census, Correction, Gate, Question, Report, Standing, StoreDown
 from headworks.verdict import Blocked, Verdict
 
 GATE = Gate("g", BreakerRules(0.5, 4, 10_000_000, 60_000_000, 2, 5_000_000))
@@ -55,9 +55,10 @@ class Moody(MemoryStore):
         await self._mood()
         await super().release(key, holder=holder)
 
-    async def census(self, group: str, *, process: str, ttl: float) -> int:
+    async def census(self, group: str, *, process: str, ttl: float) -> Census:
         await self._answer()
-        return self.others + await super().census(group, process=process, ttl=ttl)
+        there, known = await super().census(group, process=process, ttl=ttl)
+        return Census(self.others + there, known)
 
 
 def ladder(inner: Moody, **more: Any) -> LadderStore:

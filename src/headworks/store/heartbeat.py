@@ -17,9 +17,10 @@ import logging
 import os
 import random
 from collections import deque
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 
-from headworks.store.protocol import Shared, StoreDown
+from headworks.store.protocol import Census, Shared, StoreDown
 
 log = logging.getLogger("headworks")
 
@@ -38,11 +39,20 @@ class Heartbeat:
     group      whose processes; those of one group are taken to share the same limits
     processes  how many there are taken to be before any count was heard, ≥ 1
     rng        spreads the beats of many processes over time, and tells one process from another
+    then       awaited after each beat; False: the store knew nothing of this process
     """
 
-    def __init__(self, store: Shared, group: str, *, processes: int, rng: random.Random) -> None:
+    def __init__(
+        self,
+        store: Shared,
+        group: str,
+        *,
+        processes: int,
+        rng: random.Random,
+        then: Callable[[bool], Awaitable[None]] | None = None,
+    ) -> None:
         self.processes = processes
-        self._store, self._group, self._rng = store, group, rng
+        self._store, self._group, self._rng, self._then = store, group, rng, then
         self._heard: deque[tuple[float, int]] = deque()
         self._process = ""
         self._beating: asyncio.Task[None] | None = None
@@ -58,9 +68,10 @@ class Heartbeat:
     async def _beat(self) -> None:
         loop, silent = asyncio.get_running_loop(), False
         while True:
+            known = True
             try:
                 async with asyncio.timeout(PATIENCE):
-                    count = await self._told(LIFE)
+                    count, known = await self._told(LIFE)
                 self._hear(count, loop.time())
                 silent = False
             except Exception as error:
@@ -69,9 +80,11 @@ class Heartbeat:
                     why = str(error) or f"no answer in time ({type(error).__name__})"
                     log.warning("store: not counted, %d are taken to share it: %s", self.processes, why)
                     silent = True
+            if self._then is not None:
+                await self._then(known)
             await asyncio.sleep(EVERY * self._rng.uniform(0.8, 1.0))
 
-    async def _told(self, ttl: float) -> int:
+    async def _told(self, ttl: float) -> Census:
         return await self._store.census(self._group, process=self._process, ttl=ttl)
 
     def _hear(self, count: int, now: float) -> None:

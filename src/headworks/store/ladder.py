@@ -22,11 +22,13 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Context
+from functools import partial
 from typing import Literal
 
 from headworks.store.deadline import Deadlines, LoopLag
 from headworks.store.heartbeat import Heartbeat
 from headworks.store.protocol import Gate, Question, Report, Shared, Standing, StoreDown, StoreStatistics
+from headworks.store.recall import HAND_OVER, Recall
 from headworks.store.share import LocalShare
 from headworks.verdict import Verdict
 
@@ -84,9 +86,10 @@ class LadderStore:
         self._inner = inner
         self._deciding, self._telling = Deadlines(decision_timeout), Deadlines(REPORT_TIMEOUT)
         self._when_down, self._when_down_for = when_down, when_down_for or {}
-        self._heartbeat = Heartbeat(inner, group, processes=replicas, rng=rng)
-        self._heartbeats = {key: Heartbeat(inner, key, processes=replicas, rng=rng) for key in gates}
-        self._share = LocalShare(self._processes)
+        beat = partial(Heartbeat, inner, processes=replicas, rng=rng, then=self._tell_untold)
+        self._heartbeat = beat(group)
+        self._heartbeats = {key: beat(key) for key in gates}
+        self._share, self._recall = LocalShare(self._processes), Recall()
         self._rng, self._on_change = rng, on_change
         self._in_a_row = self._round = 0
         self._trial: asyncio.Task[None] | None = None
@@ -101,6 +104,10 @@ class LadderStore:
     async def ask(self, question: Question) -> Verdict:
         self._questions += 1
         if self._asking or self._begins():
+            gate = question.gate
+            if gate is not None and (rests := self._recall.rests(gate, _now())) > 0:
+                self._degraded += 1
+                return Verdict(False, rests, degraded=True)
             round_ = self._round
             try:
                 with self._deciding.one():
@@ -110,6 +117,9 @@ class LadderStore:
             else:
                 self._in_a_row = 0
                 self._share.heard(question, verdict)
+                if question.horizon > 0 and not self._recall.heard(question, verdict, _now()):
+                    self._degraded += 1
+                    return Verdict(False, HAND_OVER, epoch=verdict.epoch, degraded=True)
                 return verdict
         self._degraded += 1
         if self._trial is None and question.horizon > 0:
@@ -140,8 +150,9 @@ class LadderStore:
         return self._share.decide(question._replace(asks=shared))
 
     async def report(self, report: Report) -> Standing:
-        """Tell the store, or the local breaker when it is down. A report that fails is not repeated:
-        it may have been heard, and giving back twice would let too much through."""
+        """Tell the store, or the local breaker when it is down. What a report that fails gives back is
+        lost: it may have been heard, and giving back twice would let too much through. What it charges
+        a vendor's quota is charged again."""
         self._reports += 1
         if self._trial is None:
             round_ = self._round
@@ -150,11 +161,28 @@ class LadderStore:
                     standing = await self._inner.report(report)
             except Exception as error:
                 self._failed("report", error, round_)
+            except asyncio.CancelledError:
+                self._recall.corrected(report.corrections, heard=False)
+                raise
             else:
                 self._in_a_row = 0
+                self._recall.corrected(report.corrections, heard=True)
                 return standing
         self._degraded += 1
+        self._recall.corrected(report.corrections, heard=False)
         return self._share.report(report)
+
+    async def _tell_untold(self, known: bool) -> None:
+        """After a beat: tell the store what it has not heard of; all of it, if it did not know this
+        process any more and has forgotten what was told."""
+        if self._trial is not None:
+            return
+        for gate in self._recall.gates():
+            if not known:
+                standing = await self.report(Report(gate=gate))
+                self._recall.born_anew(gate, standing.epoch, _now())
+            if owed := self._recall.untold(gate, _now()):
+                await self.report(Report(owed))
 
     async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> int:
         """0 also when the store is down: without it nobody knows who holds what."""
@@ -251,3 +279,7 @@ class LadderStore:
         log.warning("store %s: %s", state, detail)
         if self._on_change is not None:
             self._on_change(state, detail)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

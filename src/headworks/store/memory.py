@@ -12,7 +12,16 @@ from collections.abc import Callable, Sequence
 from headworks.limits import breaker, bucket, window
 from headworks.limits.breaker import BreakerState
 from headworks.limits.shapes import NEVER_US, Bucket, Shape, Window
-from headworks.store.protocol import Ask, Correction, Gate, Question, Report, Standing, StoreStatistics
+from headworks.store.protocol import (
+    Ask,
+    Census,
+    Correction,
+    Gate,
+    Question,
+    Report,
+    Standing,
+    StoreStatistics,
+)
 from headworks.store.shelf import (
     LOOK_EVERY_US,
     KeptLevel,
@@ -240,16 +249,13 @@ class MemoryStore:
         if not held:
             self._leases.pop(key, None)
 
-    async def census(self, group: str, *, process: str, ttl: float) -> int:
-        now = self.clock()
-        there = self._groups[group] = {
-            who: ends
-            for who, ends in self._groups.get(group, {}).items()
-            if ends > now and who != process
-        }
+    async def census(self, group: str, *, process: str, ttl: float) -> Census:
+        now, before = self.clock(), self._groups.get(group, {})
+        there = self._groups[group] = {who: ends for who, ends in before.items() if ends > now}
+        known = there.pop(process, None) is not None
         if ttl > 0:
             there[process] = now + round(ttl * SECOND)
-        return len(there)
+        return Census(len(there), known)
 
     async def forget(self, keys: Sequence[str]) -> None:
         for key in keys:

@@ -173,11 +173,18 @@ class Store(Protocol):
     def statistics(self) -> StoreStatistics: ...
 
 
+class Census(NamedTuple):
+    """there: how many are counted now · known: the process that asks was one of them before."""
+
+    there: int
+    known: bool
+
+
 class Shared(Store, Protocol):
     """A store that can tell how many there are who ask it."""
 
-    async def census(self, group: str, *, process: str, ttl: float) -> int:
-        """Be counted as one of `group` for `ttl` seconds, or with 0 no longer; how many are there now.
+    async def census(self, group: str, *, process: str, ttl: float) -> Census:
+        """Be counted as one of `group` for `ttl` seconds, or with 0 no longer.
 
         Every process has a name of its own; saying it again within its time renews it.
         """

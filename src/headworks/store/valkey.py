@@ -21,6 +21,7 @@ from headworks.store.batch import Argument, Batches, Link, run
 from headworks.store.forms import PREFIX, SECOND
 from headworks.store.protocol import (
     Ask,
+    Census,
     Correction,
     Gate,
     Question,
@@ -121,9 +122,10 @@ class ValkeyStore:
     async def release(self, key: str, *, holder: str) -> None:
         await self._run(self._lease, [f"{PREFIX}l:{key}"], [holder, -1, 0])
 
-    async def census(self, group: str, *, process: str, ttl: float) -> int:
+    async def census(self, group: str, *, process: str, ttl: float) -> Census:
         arguments: list[Argument] = [process, round(ttl * SECOND)]
-        return int(await self._run(self._census, [f"{PREFIX}c:{group}"], arguments))
+        there, known = await self._run(self._census, [f"{PREFIX}c:{group}"], arguments)
+        return Census(int(there), bool(known))
 
     async def forget(self, keys: Sequence[str]) -> None:
         for key in keys:
