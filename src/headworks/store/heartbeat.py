@@ -81,7 +81,10 @@ class Heartbeat:
                     log.warning("store: not counted, %d are taken to share it: %s", self.processes, why)
                     silent = True
             if self._then is not None:
-                await self._then(known)
+                try:
+                    await self._then(known)
+                except Exception:  # whatever comes of one, the next beat follows
+                    log.exception("what follows a beat failed in an unforeseen way")
             await asyncio.sleep(EVERY * self._rng.uniform(0.8, 1.0))
 
     async def _told(self, ttl: float) -> Census:
