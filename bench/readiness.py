@@ -61,7 +61,7 @@ class Places(LeavePermit):
     """A permit that knows no crowd."""
 
     async def hold(self) -> bool:
-        held = await self._store.lease(self._key, holder=self._holder, limit=self._places, ttl=LEASE)
+        held = await self._store.lease(self._key, holder=self._holder, limit=self._places(), ttl=LEASE)
         return held > 0
 
 

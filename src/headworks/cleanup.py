@@ -116,6 +116,7 @@ class Reaper:
             worker.add_done_callback(self._workers.discard)
 
     async def _work(self) -> None:
+        worker = asyncio.current_task()
         try:
             while self._waiting:
                 what, release = self._waiting.popleft()
@@ -125,7 +126,7 @@ class Reaper:
                 finally:
                     self._running -= 1
         finally:  # at once, not by the callback: a release that comes now needs a new worker
-            self._workers.discard(asyncio.current_task())
+            self._workers.discard(worker)
 
     async def _release(self, what: str, release: Release) -> None:
         async def work() -> None:
