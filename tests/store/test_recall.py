@@ -84,6 +84,21 @@ async def test_a_store_that_has_forgotten_is_told_by_everyone_before_it_grants_a
         await pod.aclose()
 
 
+async def test_who_goes_on_alone_waits_for_nobody_but_tells_all_the_same() -> None:
+    """With "share" a store that has forgotten stops nobody; it hears of everything with the next beat."""
+    server = Server()
+    pod = LadderStore(server, rng=random.Random(1), when_down="share")
+    await asyncio.sleep(1)
+    assert (await pod.ask(question(40))).allowed
+    await asyncio.sleep(5)
+    server.forget_all()
+    assert [(await pod.ask(question(5))).allowed for _ in range(2)] == [True, True]
+    await asyncio.sleep(HAND_OVER)
+    assert server.told == 40
+    assert left(server) == 50
+    await pod.aclose()
+
+
 async def test_what_no_longer_counts_is_not_told() -> None:
     server = Server()
     (pod,) = await _pods(server, 40)

@@ -105,7 +105,8 @@ class LadderStore:
         self._questions += 1
         if self._asking or self._begins():
             gate = question.gate
-            if gate is not None and (rests := self._recall.rests(gate, _now())) > 0:
+            rests = 0.0 if gate is None else self._recall.rests(gate, _now())
+            if rests > 0 and "closed" in self._ways(question):
                 self._degraded += 1
                 return Verdict(False, rests, degraded=True)
             round_ = self._round
@@ -118,8 +119,12 @@ class LadderStore:
                 self._in_a_row = 0
                 self._share.heard(question, verdict)
                 if question.horizon > 0 and not self._recall.heard(question, verdict, _now()):
-                    self._degraded += 1
-                    return Verdict(False, HAND_OVER, epoch=verdict.epoch, degraded=True)
+                    if "closed" in self._ways(question):
+                        self._degraded += 1
+                        return Verdict(False, HAND_OVER, epoch=verdict.epoch, degraded=True)
+                    self._recall.heard(
+                        question, verdict, _now()
+                    )  # who goes on alone takes it all the same
                 return verdict
         self._degraded += 1
         if self._trial is None and question.horizon > 0:
@@ -140,13 +145,18 @@ class LadderStore:
         """How many share what stands behind this gate, or without one what the group shares."""
         return self._heartbeats.get(gate.key if gate else "", self._heartbeat).processes
 
-    def _alone(self, question: Question) -> Verdict:
+    def _ways(self, question: Question) -> list[WhenDown]:
+        """What each limit of a question does without the store; the general way where there is none."""
         ways = [self._when_down_for.get(ask.name, self._when_down) for ask in question.asks]
-        if "closed" in (ways or [self._when_down]):
+        return ways or [self._when_down]
+
+    def _alone(self, question: Question) -> Verdict:
+        ways = self._ways(question)
+        if "closed" in ways:
             # Whoever stands in line asks again soon: it costs nobody anything until the store is back.
             again = CLOSED_ASK_AGAIN if question.horizon > 0 else CLOSED_RETRY
             return Verdict(False, again, degraded=True)
-        shared = tuple(ask for ask, way in zip(question.asks, ways, strict=True) if way == "share")
+        shared = tuple(ask for ask, way in zip(question.asks, ways, strict=False) if way == "share")
         return self._share.decide(question._replace(asks=shared))
 
     async def report(self, report: Report) -> Standing:
