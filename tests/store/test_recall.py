@@ -85,7 +85,7 @@ async def test_a_store_that_has_forgotten_is_told_by_everyone_before_it_grants_a
 
 
 async def test_who_goes_on_alone_waits_for_nobody_but_tells_all_the_same() -> None:
-    """With "share" a store that has forgotten stops nobody; it hears of everything with the next beat."""
+    """With "share" a store that has forgotten stops nobody; it hears of all with the next beat."""
     server = Server()
     pod = LadderStore(server, rng=random.Random(1), when_down="share")
     await asyncio.sleep(1)
