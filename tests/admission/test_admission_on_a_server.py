@@ -7,12 +7,13 @@ import json
 import logging
 import random
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
 import uvicorn
+from tests.serving import serving
 
 from headworks.admission import AdmissionGate, Answers, Slots
 from headworks.cleanup import Reaper
@@ -22,10 +23,9 @@ from headworks.telemetry import Telemetry
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
-@asynccontextmanager
-async def serving(
+def gated(
     app: App, slots: Slots, write_stall: float = 15.0, **server_options: Any
-) -> AsyncIterator[tuple[int, uvicorn.Server]]:
+) -> AbstractAsyncContextManager[tuple[int, uvicorn.Server]]:
     """A server with the gate around `app` on a port of its own."""
     identifier = Identifier(Callers(header="x-key", tiers={"free": Rank()}, default_tier="free"))
     gate = AdmissionGate(
@@ -38,14 +38,7 @@ async def serving(
         telemetry=Telemetry(),
         reaper=Reaper(),
     )
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(gate, lifespan="off", log_level="warning", **server_options))
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield listener.getsockname()[1], server
-    finally:
-        server.should_exit = server.force_exit = True
-        await asyncio.wait((task,), timeout=60.0)
+    return serving(gate, **server_options)
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -109,7 +102,7 @@ async def test_a_refused_upload_of_twenty_megabytes_still_gets_its_answer(
     At once, or after the client has waited in line in vain, with a part of its body read ahead.
     """
     slots, app = Slots(1, rng=random.Random(1), patience=patience), Held()
-    async with serving(app, slots, http=http) as (port, _):
+    async with gated(app, slots, http=http) as (port, _):
         _, holder = await ask(port)
         await until(lambda: slots.statistics().in_flight == 1)
         reader, writer = await ask(port, POST)
@@ -132,7 +125,7 @@ async def test_a_refused_upload_of_twenty_megabytes_still_gets_its_answer(
 async def test_a_refused_client_that_waits_for_100_continue_is_never_asked_for_its_body() -> None:
     """The 503 comes first and alone; nothing of the body travels."""
     slots, app = Slots(1, rng=random.Random(1)), Held()
-    async with serving(app, slots) as (port, _):
+    async with gated(app, slots) as (port, _):
         _, holder = await ask(port)
         await until(lambda: slots.statistics().in_flight == 1)
         reader, writer = await ask(port, POST + b"expect: 100-continue\r\n")
@@ -148,7 +141,7 @@ async def test_a_refused_client_that_waits_for_100_continue_is_never_asked_for_i
 async def test_an_upload_that_waits_in_line_arrives_whole() -> None:
     """Read ahead up to a bound, then held up by its connection, then read on by the application."""
     slots, app = Slots(1, rng=random.Random(1), patience=60.0), Held()
-    async with serving(app, slots) as (port, _):
+    async with gated(app, slots) as (port, _):
         _, holder = await ask(port)
         await until(lambda: slots.statistics().in_flight == 1)
         reader, writer = await ask(port, POST)
@@ -167,7 +160,7 @@ async def test_an_upload_that_waits_in_line_arrives_whole() -> None:
 async def test_callers_who_leave_the_line_are_noticed_by_a_real_server() -> None:
     """Their connections close, the line is empty, the application never saw them."""
     slots, app = Slots(2, rng=random.Random(1), patience=60.0), Held()
-    async with serving(app, slots) as (port, server):
+    async with gated(app, slots) as (port, server):
         holders = [(await ask(port))[1] for _ in range(2)]
         await until(lambda: slots.statistics().in_flight == 2)
         waiting = [(await ask(port))[1] for _ in range(2)]
@@ -189,7 +182,7 @@ async def test_callers_who_leave_the_line_are_noticed_by_a_real_server() -> None
 async def test_in_a_flood_of_connections_every_refusal_is_signed(backstop: int) -> None:
     """With the backstop of the policy; at one in reach, as it used to be, the server itself answers."""
     slots, app = Slots(4, rng=random.Random(1)), Held()
-    async with serving(app, slots, limit_concurrency=backstop) as (port, _):
+    async with gated(app, slots, limit_concurrency=backstop) as (port, _):
         clients = [await ask(port) for _ in range(400)]
         await until(lambda: slots.statistics().in_flight == 4)
         heads = []
@@ -216,7 +209,7 @@ async def test_a_client_that_stops_reading_loses_its_connection(
         while True:
             await send({"type": "http.response.body", "body": b"x" * 65_536, "more_body": True})
 
-    async with serving(app, slots, write_stall=0.3) as (port, server):
+    async with gated(app, slots, write_stall=0.3) as (port, server):
         client = socket.create_connection(("127.0.0.1", port))
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -247,7 +240,7 @@ async def test_refused_handshakes_are_answers_and_no_errors(caplog: pytest.LogCa
 
     slots = Slots(1, websockets=1, rng=random.Random(1))
     slots.claim_websocket_anyway()
-    async with serving(never, slots, log_config=None) as (port, _):
+    async with gated(never, slots, log_config=None) as (port, _):
         answers = await asyncio.gather(*(handshake(port) for _ in range(20)))
     for head, body in answers:
         assert head.startswith(b"http/1.1 503 ")

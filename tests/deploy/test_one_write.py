@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import uvicorn
 from tests.policies import shipped
+from tests.serving import serving
 
 from headworks.deploy.one_write import JOINED, OneWrite, Protocol
 from headworks.deploy.server import server_settings
@@ -112,16 +111,10 @@ async def served() -> AsyncIterator[tuple[int, list[int]]]:
 
             super().connection_made(Counting())  # type: ignore[arg-type]  # behaves as one
 
-    options = server_settings(shipped()).arguments() | {"http": Counted, "loop": "asyncio"}
-    listener = socket.create_server(("127.0.0.1", 0))
-    options |= {"lifespan": "off", "log_level": "warning"}
-    server = uvicorn.Server(uvicorn.Config(_application, **options))
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield listener.getsockname()[1], writes
-    finally:
-        server.should_exit = server.force_exit = True
-        await asyncio.wait((task,), timeout=10.0)
+    options = server_settings(shipped()).arguments()
+    options |= {"http": Counted, "loop": "asyncio", "lifespan": "off"}
+    async with serving(_application, **options) as (port, _):
+        yield port, writes
 
 
 @pytest.mark.real

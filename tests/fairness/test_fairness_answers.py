@@ -9,10 +9,12 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headworks.current import Criticality
 from headworks.errors import QuotaExceeded, Refused, VendorFailed, VendorOpen, VendorQuota
-from headworks.fairness.headers import fields
+from headworks.fairness.headers import fields, passed
 from headworks.fairness.limits import Asked
 from headworks.fairness.refusal import judged
 from headworks.fairness.translate import EXTENSION, refused_behind
@@ -36,6 +38,28 @@ def test_draft_11_lists_every_limit_once() -> None:
         b"ratelimit-policy": b'"tier:free";q=10;w=60, "endpoint:/a\\"b\\\\?";q=3;w=1',
         b"ratelimit": b'"tier:free";r=4;t=42, "endpoint:/a\\"b\\\\?";r=0;t=18',
     }
+
+
+STATES = st.tuples(
+    st.sampled_from(["tier:free", "endpoint:/100%/%d", 'a"b\\é']),
+    st.integers(1, 10**6),
+    st.sampled_from([0.5, 60.0, 86_400.0 * 365]),
+    st.integers(-3, 10**6),
+    st.floats(0, 86_400.0 * 365),
+)
+
+
+@given(st.lists(STATES, min_size=1, max_size=3), st.sampled_from(["draft-11", "x-ratelimit", "off"]))
+def test_what_is_prepared_for_those_who_pass_says_the_same(
+    states: list[tuple[str, int, float, int, float]], dialect: str
+) -> None:
+    """One way to say it is made for each caller, the other for any verdict."""
+    asks = [
+        Ask(name, str(n), Window.of(limit, period)) for n, (name, limit, period, *_) in enumerate(states)
+    ]
+    limits = [LimitState(name, limit, period, True, *rest, 0.0) for name, limit, period, *rest in states]
+    verdict = Verdict(True, 0.0, tuple(limits))
+    assert passed(dialect, asks)(verdict) == fields(dialect, verdict)
 
 
 def test_x_ratelimit_speaks_of_the_tightest() -> None:
@@ -74,6 +98,13 @@ async def test_a_cost_that_never_fits_is_told_so(shape: Shape, most: int) -> Non
     assert refused is not None
     assert refused.limit == "cap"
     assert refused.detail == f"this costs 100 of cap, which never lets more than {most} through at once"
+    alone = judged(
+        verdict._replace(degraded=True), Asked.of(asks, (), "off"), Criticality.DEFAULT, telemetry
+    )
+    assert alone is not None
+    assert "keeps to its own part" in alone.detail, (
+        "a pod alone lets less through, and for another reason"
+    )
     _, headers, body = render(refused)
     assert b"retry-after" not in dict(headers)
     assert "retry_after" not in json.loads(body)

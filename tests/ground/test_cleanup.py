@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
+import sys
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -329,6 +331,27 @@ async def test_a_drain_that_runs_out_of_time_drops_the_rest_and_says_so(
 async def test_an_idle_drain_returns_at_once() -> None:
     await Reaper().drain(10)
     assert now() == 1000
+
+
+def test_a_loop_that_ends_before_a_release_does_leaves_in_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is collected outside of any loop has nobody left who could hear an error."""
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    loop = asyncio.new_event_loop()
+
+    async def hands_over() -> None:
+        reaper = Reaper()
+        # The loop ends between two steps of the worker.
+        reaper.hand_over("x", asyncio.Event().wait)
+        await asyncio.sleep(0)
+
+    loop.run_until_complete(hands_over())
+    loop.close()
+    del loop
+    gc.collect()
+    assert unraisable == []
 
 
 async def test_a_cancelled_drain_leaves_the_releases_running() -> None:

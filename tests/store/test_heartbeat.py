@@ -10,7 +10,7 @@ import pytest
 
 from headworks.limits.breaker import BreakerRules
 from headworks.limits.shapes import Window
-from headworks.store.heartbeat import EVERY, LIFE, PATIENCE
+from headworks.store.heartbeat import EVERY, LIFE, PATIENCE, Heartbeat
 from headworks.store.ladder import FAILURES, LadderStore
 from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Ask, Census, Gate, Question, StoreDown
@@ -237,6 +237,21 @@ async def test_a_beat_that_fails_is_not_held_against_the_store() -> None:
     told = store.statistics()
     assert (told.failures, told.degraded, told.processes, told.up) == (0, 0, 3, True)
     await store.aclose()
+
+
+async def test_a_heart_beats_on_whatever_follows_a_beat(caplog: pytest.LogCaptureFixture) -> None:
+    followed = []
+
+    async def fails(known: bool) -> None:
+        followed.append(known)
+        raise ValueError("unforeseen")
+
+    heart = Heartbeat(MemoryStore(), "all", processes=1, rng=random.Random(1), then=fails)
+    heart.begin()
+    await asyncio.sleep(3 * EVERY)
+    await heart.end()
+    assert followed[:3] == [False, True, True]
+    assert "what follows a beat failed" in caplog.text
 
 
 async def test_a_beat_that_hangs_holds_nobody_up() -> None:

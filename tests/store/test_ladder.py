@@ -69,6 +69,19 @@ def one(key: str = "k", shape: Any = TEN, cost: int = 1, **more: Any) -> Questio
     return Question((Ask("limit", key, shape, cost),), **more)
 
 
+async def test_a_limit_that_has_room_again_begins_with_a_unit_when_the_store_goes() -> None:
+    """What the store said last counts: nothing was left, then something was."""
+    inner = Moody()
+    store = ladder(inner)
+    single = Window.of(1, 60)
+    assert (await store.ask(one(shape=single))).allowed
+    await asyncio.sleep(61)
+    assert (await store.ask(one(shape=single, cost=0))).limits[0].remaining == 1
+    await _down(store, inner)
+    assert (await store.ask(one(shape=single))).allowed
+    await store.aclose()
+
+
 async def _down(store: LadderStore, inner: Moody, error: Exception | None = None) -> None:
     inner.error = error or StoreDown("gone")
     for _ in range(FAILURES):

@@ -97,3 +97,7 @@ def test_a_sink_that_says_what_it_hears_hears_nothing_else() -> None:
     telemetry.add(late)
     telemetry.emit(told[0])
     assert late.events == told[:1]
+    alone = Telemetry(half := Half())
+    for event in (*told, *told):
+        alone.emit(event)
+    assert half.heard == told[:1], "also where nobody else hears"

@@ -84,8 +84,8 @@ class AdmissionGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            websocket = scope["type"] == "websocket"
-            await (self._websocket if websocket else self.app)(scope, receive, send)
+            inner = self._websocket if scope["type"] == "websocket" else self.app
+            await inner(scope, receive, send)
             return
         answers = self._answers
         began = answers.now()

@@ -145,10 +145,7 @@ class Slots:
         if in_flight >= self._fill[current.criticality]:
             self._shed += 1
             raise LoadShed(retry_after=self._wait())
-        self._in_flight = in_flight = in_flight + 1
-        if in_flight >= self._limit and self._full_since is None:
-            self._full_since = now
-        return Slot(self, False, now)
+        return self.claim_anyway(now)
 
     def claim_anyway(self, now: float) -> Slot:
         """A place for a request, full or not."""

@@ -33,7 +33,7 @@ def judged(
     telemetry.emit(_decided(False, rule, _CLASSES[criticality], 0))
     if tightest is None:
         detail = "the shared store is away, and without it this limit lets nobody through"
-    elif tightest.retry_after == NEVER:
+    elif tightest.retry_after == NEVER and not verdict.degraded:
         detail = _never(rule, asked)
     else:
         detail = _detail(rule, tightest.limit, tightest.window, verdict.degraded)

@@ -25,6 +25,7 @@ from contextvars import Context
 from functools import partial
 from typing import Literal
 
+from headworks.clock import loop_clock
 from headworks.store.deadline import Deadlines, LoopLag
 from headworks.store.heartbeat import Heartbeat
 from headworks.store.protocol import Gate, Question, Report, Shared, Standing, StoreDown, StoreStatistics
@@ -90,7 +91,7 @@ class LadderStore:
         self._heartbeat = beat(group)
         self._heartbeats = {key: beat(key) for key in gates}
         self._share, self._recall = LocalShare(self._processes), Recall()
-        self._rng, self._on_change = rng, on_change
+        self._rng, self._on_change, self._now = rng, on_change, loop_clock()
         self._in_a_row = self._round = 0
         self._trial: asyncio.Task[None] | None = None
         self._asking = self._closed = False
@@ -105,7 +106,7 @@ class LadderStore:
         self._questions += 1
         if self._asking or self._begins():
             gate = question.gate
-            rests = 0.0 if gate is None else self._recall.rests(gate, _now())
+            rests = 0.0 if gate is None else self._recall.rests(gate, self._now())
             if rests > 0 and "closed" in self._ways(question):
                 self._degraded += 1
                 return Verdict(False, rests, degraded=True)
@@ -118,13 +119,14 @@ class LadderStore:
             else:
                 self._in_a_row = 0
                 self._share.heard(question, verdict)
-                if question.horizon > 0 and not self._recall.heard(question, verdict, _now()):
-                    if "closed" in self._ways(question):
-                        self._degraded += 1
-                        return Verdict(False, HAND_OVER, epoch=verdict.epoch, degraded=True)
-                    self._recall.heard(
-                        question, verdict, _now()
-                    )  # who goes on alone takes it all the same
+                if question.horizon <= 0:
+                    return verdict
+                anew = gate is not None and self._recall.born_anew(gate, verdict.epoch, self._now())
+                if anew and "closed" in self._ways(question):
+                    self._degraded += 1
+                    return Verdict(False, HAND_OVER, epoch=verdict.epoch, degraded=True)
+                if verdict.allowed:
+                    self._recall.granted(question, verdict, self._now())
                 return verdict
         self._degraded += 1
         if self._trial is None and question.horizon > 0:
@@ -190,8 +192,8 @@ class LadderStore:
         for gate in self._recall.gates():
             if not known:
                 standing = await self.report(Report(gate=gate))
-                self._recall.born_anew(gate, standing.epoch, _now())
-            if owed := self._recall.untold(gate, _now()):
+                self._recall.born_anew(gate, standing.epoch, self._now())
+            if owed := self._recall.untold(gate, self._now()):
                 await self.report(Report(owed))
 
     async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> int:
@@ -289,7 +291,3 @@ class LadderStore:
         log.warning("store %s: %s", state, detail)
         if self._on_change is not None:
             self._on_change(state, detail)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -105,30 +105,24 @@ class Recall:
         behind = self._behind.get(gate.key)
         return behind.until - now if behind is not None else 0.0
 
-    def heard(self, question: Question, verdict: Verdict, now: float) -> bool:
-        """A reply of the store to who wants to book. False: the store has forgotten what was taken, and
-        what it grants is not to be believed."""
+    def granted(self, question: Question, verdict: Verdict, now: float) -> None:
+        """The store has let somebody book."""
         asks, _, gate, _, _ = question
         if gate is not None:
             behind = self._behind.get(gate.key)
             if behind is None:
                 behind = self._behind[gate.key] = Behind(gate)
-            if self.born_anew(gate, verdict.epoch, now):
-                return False
-            if verdict.allowed:
-                now_us = verdict.at_us - round(verdict.wait * SECOND)
-                behind.heard_ms = max(behind.heard_ms, now_us // 1000)
-                self._ahead_us = now_us - round(now * SECOND)
-                for ask in asks:
-                    if ask.key not in behind.limits:
-                        self._meet(behind, ask.key, ask.shape, now_us)
-        if verdict.allowed:
-            for _, key, shape, cost in asks:
-                if (taken := self._limits.get(key)) is not None:
-                    if taken.shape is not shape:
-                        taken.shaped(shape)
-                    taken.add(taken.told, verdict.at_us, cost)
-        return True
+            now_us = verdict.at_us - round(verdict.wait * SECOND)
+            behind.heard_ms = max(behind.heard_ms, now_us // 1000)
+            self._ahead_us = now_us - round(now * SECOND)
+            for ask in asks:
+                if ask.key not in behind.limits:
+                    self._meet(behind, ask.key, ask.shape, now_us)
+        for _, key, shape, cost in asks:
+            if (taken := self._limits.get(key)) is not None:
+                if taken.shape is not shape:
+                    taken.shaped(shape)
+                taken.add(taken.told, verdict.at_us, cost)
 
     def _meet(self, behind: Behind, key: str, shape: Shape, now_us: int) -> None:
         """A limit that is new here; those of days that are over make room."""
@@ -137,9 +131,10 @@ class Recall:
         behind.limits[key] = self._limits[key] = Taken(shape)
 
     def born_anew(self, gate: Gate, epoch: int, now: float) -> bool:
-        """Whether the store that says so is another one than was heard last."""
-        behind = self._behind[gate.key]
-        if not 0 < behind.heard_ms < epoch < behind.heard_ms + EXPIRES_MS:
+        """Whether the store that says so is another one than was heard last: it has forgotten what was
+        taken, and what it grants is not to be believed."""
+        behind = self._behind.get(gate.key)
+        if behind is None or not 0 < behind.heard_ms < epoch < behind.heard_ms + EXPIRES_MS:
             return False
         behind.heard_ms, behind.until = epoch + MOVES_MS, now + HAND_OVER
         for taken in behind.limits.values():

@@ -52,18 +52,15 @@ class LocalShare:
         that there was no room, since without it there is some."""
         gate = question[2]
         if gate is None:
-            if not self._empty:
-                for state in verdict[2]:
-                    if state[4] <= 0:
-                        break
-                else:
-                    return
-            for ask, state in zip(question.asks, verdict.limits, strict=False):
-                self._empty.pop(ask.key, None)
-                if state.remaining <= 0:
-                    self._empty[ask.key] = None
-            while len(self._empty) > REMEMBERED:
-                self._empty.popitem(last=False)
+            empty = self._empty
+            for (_, key, _, _), state in zip(question[0], verdict[2], strict=False):
+                if state[4] <= 0:
+                    empty[key] = None
+                    empty.move_to_end(key)
+                    if len(empty) > REMEMBERED:
+                        empty.popitem(last=False)
+                elif empty:
+                    empty.pop(key, None)
             return
         self._epochs[gate.key] = verdict.epoch
         for ask, state in zip(question.asks, verdict.limits, strict=False):

@@ -6,13 +6,12 @@ a caller sent; still every label is held to 200 values, beyond which it reads "o
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from headworks.telemetry.counting import SECONDS, Count, Counts, Spread, Times
+from headworks.telemetry.counting import Count, Counts, Spread, Times
 from headworks.telemetry.events import (
     Called,
     Changed,
@@ -158,8 +157,7 @@ class PrometheusSink:
             _remember(self._served_before, key, found)
         count, spread = found
         count.so_far += 1
-        spread.counts[bisect_left(SECONDS, seconds)] += 1  # `add`, without the call
-        spread.sum += seconds
+        spread.add(seconds)
 
     def _shadowed(self, event: Shadowed) -> None:
         outcome = "admitted" if event.admitted else "refused"

@@ -107,7 +107,9 @@ class Outlook:
         that is too long: the quota is used up.
         """
         if self.unheard:
-            detail = f"the shared store is away, and without it nobody may call vendor '{self._vendor}'"
+            detail = (
+                f"the shared store is away or just back; calls to vendor '{self._vendor}' wait for it"
+            )
             return QueueTimeout(detail, retry_after=self._rng.uniform(1.0, 2.0))
         if self._quota.spacing(cost) > self._queue_timeout:
             return self._no_room(wait)

@@ -26,6 +26,10 @@ LONG = 4.0
 is no overload."""
 
 
+_Entry = tuple[float, int, Waiter[Place]]
+"""By the end of its time: one in line, or one who has left and is only struck out."""
+
+
 class Waiting:
     """A lane's line, bounded in time.
 
@@ -52,9 +56,7 @@ class Waiting:
         self._vendor, self._gate, self._pace, self._outlook = vendor, gate, pace, outlook
         self._bookings, self._telemetry, self._gave_up = bookings, telemetry, gave_up
         self._queue_timeout, self._least = queue_timeout, least
-        self._by_end: list[
-            tuple[float, int, Waiter[Place]]
-        ] = []  # who left is only struck out, as in line
+        self._by_end: list[_Entry] = []
         self._number = 0
         self._closed = False
 
@@ -152,7 +154,7 @@ class Waiting:
             return
         booked = 0 if shut > 0 else len(self._bookings)
         served = {id(self.line.nth(n)) for n in range(booked)}
-        kept: list[tuple[float, int, Waiter[Place]]] = []
+        kept: list[_Entry] = []
         while self._by_end and self._by_end[0][0] < latest and len(kept) < PASSED_OVER + booked:
             entry = heapq.heappop(self._by_end)
             waiter = entry[2]
