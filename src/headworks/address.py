@@ -9,11 +9,13 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator, MutableMapping
+from socket import AF_INET, inet_pton
 from typing import Any, Final
 
 Scope = MutableMapping[str, Any]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Address = tuple[int, int, str]
+"""Version, number, and what is counted by it: the address itself, or of IPv6 its /64."""
 
 MAX_HOPS: Final = 32
 """Forwarding hops looked at, counted from our side."""
@@ -30,7 +32,31 @@ _PIECE: Final = re.compile(
 """One pair of a `Forwarded` element (RFC 7239, section 4), or nothing, up to its end."""
 
 
-def client_address(scope: Scope, trust: Iterable[Network]) -> str:
+class Trust:
+    """Networks whose word on addresses counts, made once and asked for every hop.
+
+    networks  may be none: then nobody's does
+    """
+
+    __slots__ = ("_masks", "networks")
+
+    def __init__(self, networks: Iterable[Network] = ()) -> None:
+        self.networks = tuple(networks)
+        self._masks: dict[int, list[tuple[int, int]]] = {4: [], 6: []}
+        for network in self.networks:
+            masks = self._masks[network.version]
+            masks.append((int(network.netmask), int(network.network_address)))
+
+    def holds(self, address: Address) -> bool:
+        """Whether the address is within one of them."""
+        version, number, _ = address
+        for mask, network in self._masks[version]:  # noqa: SIM110  # any() takes twice as long
+            if number & mask == network:
+                return True
+        return False
+
+
+def client_address(scope: Scope, trust: Trust) -> str:
     """The address a request is counted by.
 
     The peer's own, unless the peer is trusted: then what proxies forwarded is walked from our side,
@@ -42,38 +68,39 @@ def client_address(scope: Scope, trust: Iterable[Network]) -> str:
     the other on as it came, so where both are there and name two clients, neither is believed, and the
     request is counted by the peer; so is one whose `Forwarded` is malformed, anywhere.
     """
-    return _client(scope, trust)[0]
+    address = _client(scope, trust)[0]
+    return NOWHERE if address is None else address[2]
 
 
-def client_within(scope: Scope, trust: Iterable[Network]) -> bool:
+def client_within(scope: Scope, trust: Trust) -> bool:
     """Whether the client itself is within these networks: every hop is, and nothing that was forwarded
     left any doubt of it. Whoever is counted by the peer for want of anything better is not."""
-    networks = tuple(trust)
-    address, sure = _client(scope, networks)
-    if not sure or address == NOWHERE:
-        return False
-    first = ipaddress.ip_network(address).network_address  # of IPv6, the /64 that a client is counted by
-    return _trusted(first, networks)
+    address, sure = _client(scope, trust)
+    return sure and address is not None and trust.holds(address)
 
 
-def _client(scope: Scope, trust: Iterable[Network]) -> tuple[str, bool]:
-    """The address, and whether what was forwarded was read to its end and spoke with one voice."""
+def _client(scope: Scope, trust: Trust) -> tuple[Address | None, bool]:
+    """The address, and whether what was forwarded was read to its end and spoke with one voice; None
+    for a peer that has none."""
     client = scope.get("client")
     peer = _parse(client[0]) if client else None
     if peer is None:
-        return NOWHERE, False
-    networks = tuple(trust)
-    if not _trusted(peer, networks):
-        return _counted(peer), True
-    walks = [_x_forwarded_for(scope), _forwarded(scope)]
-    ends = [_walk(peer, hops, networks) for hops in walks if hops is not None]
-    found = {_counted(address) for address, _ in ends}
-    if len(found) > 1:
-        return _counted(peer), False
-    return found.pop() if found else _counted(peer), all(sure for _, sure in ends)
+        return None, False
+    if not trust.holds(peer):
+        return peer, True
+    by, rfc = _headers(scope)
+    if rfc is None:
+        return (peer, True) if by is None else _walk(peer, _from_the_right(by), trust)
+    named, sure = _walk(peer, _forwarded(rfc), trust)
+    if by is not None:
+        other, also = _walk(peer, _from_the_right(by), trust)
+        if other[2] != named[2]:
+            return peer, False
+        sure = sure and also
+    return named, sure
 
 
-def _walk(peer: Address, hops: Iterable[str], networks: tuple[Network, ...]) -> tuple[Address, bool]:
+def _walk(peer: Address, hops: Iterable[str], trust: Trust) -> tuple[Address, bool]:
     """Where the walk ends, and whether at an address that it was to end at."""
     address = peer
     for hop in hops:
@@ -81,30 +108,29 @@ def _walk(peer: Address, hops: Iterable[str], networks: tuple[Network, ...]) -> 
         if found is None:
             return address, False
         address = found
-        if not _trusted(address, networks):
+        if not trust.holds(address):
             break
     return address, True
 
 
-def _counted(address: Address) -> str:
-    if address.version == 6:
-        return f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
-    return str(address)
-
-
-def _header(scope: Scope, wanted: bytes) -> str | None:
-    """All headers of that name, which read as one list; None where there is none."""
-    values = [value for name, value in scope.get("headers", ()) if name == wanted]
-    return b",".join(values).decode("latin-1") if values else None
-
-
-def _x_forwarded_for(scope: Scope) -> Iterator[str] | None:
-    """What `X-Forwarded-For` names, nearest hop first."""
-    text = _header(scope, b"x-forwarded-for")
-    return None if text is None else _from_the_right(text)
+def _headers(scope: Scope) -> tuple[str | None, str | None]:
+    """`X-Forwarded-For` and `Forwarded`; several of one name read as one list, None where there is
+    none."""
+    by: bytes | None = None
+    rfc: bytes | None = None
+    for name, value in scope.get("headers", ()):
+        if name == b"x-forwarded-for":
+            by = value if by is None else by + b"," + value
+        elif name == b"forwarded":
+            rfc = value if rfc is None else rfc + b"," + value
+    return (
+        None if by is None else by.decode("latin-1"),
+        None if rfc is None else rfc.decode("latin-1"),
+    )
 
 
 def _from_the_right(rest: str) -> Iterator[str]:
+    """What `X-Forwarded-For` names, nearest hop first."""
     for _ in range(MAX_HOPS):
         rest, comma, hop = rest.rpartition(",")
         if hop.strip() or comma:
@@ -113,14 +139,11 @@ def _from_the_right(rest: str) -> Iterator[str]:
             return
 
 
-def _forwarded(scope: Scope) -> list[str] | None:
+def _forwarded(text: str) -> list[str]:
     """What `Forwarded` names, nearest hop first; one that is no address where any of it is malformed.
 
     It is read from the left: only so can a quote that a client opens not hide what a proxy appended.
     """
-    text = _header(scope, b"forwarded")
-    if text is None:
-        return None
     hops: list[str] = []
     pairs: dict[str, str] = {}
     at = 0
@@ -144,6 +167,13 @@ def _forwarded(scope: Scope) -> list[str] | None:
 
 def _parse(text: str) -> Address | None:
     """An address, with or without brackets, port or zone; None when it is none."""
+    try:  # what nearly every one is, in a twentieth of the time
+        return 4, int.from_bytes(inet_pton(AF_INET, text)), text
+    except (OSError, ValueError):
+        return _any(text)
+
+
+def _any(text: str) -> Address | None:
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
@@ -152,9 +182,8 @@ def _parse(text: str) -> Address | None:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
-
-
-def _trusted(address: Address, networks: tuple[Network, ...]) -> bool:
-    return any(address in network for network in networks)
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is None:
+            return 6, int(address), f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
+        address = address.ipv4_mapped
+    return 4, int(address), str(address)

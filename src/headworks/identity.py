@@ -14,7 +14,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Final
 
-from headworks.address import Network, Scope, client_address
+from headworks.address import Network, Scope, Trust, client_address
 from headworks.current import Criticality
 
 log = logging.getLogger("headworks")
@@ -105,7 +105,7 @@ class Callers:
     ) -> None:
         self.header = header.lower().encode("latin-1")
         self.tiers, self.default_tier = dict(tiers), default_tier
-        self.trust, self.ttl, self.size = tuple(trust), ttl, size
+        self.trust, self.ttl, self.size = Trust(trust), ttl, size
         self.table: dict[str, Identity] = {}
         self._as_sent: dict[bytes, Identity] = {}
         for key, caller in (keys or {}).items():

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from headworks.address import Trust
 from headworks.admission import StatedClass
 from headworks.current import Criticality, Current
 from headworks.identity import Callers, Identifier, Rank
 
 GATEWAY, INSIDE, OUTSIDE = "10.0.0.1", "10.2.3.4", "203.0.113.7"
-TRUST = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::/32")]
+TRUST = Trust([ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::/32")])
 STATED = StatedClass("X-Class")
 IDENTIFIER = Identifier(
     Callers(
@@ -20,7 +21,7 @@ IDENTIFIER = Identifier(
         tiers={"free": Rank(Criticality.SHEDDABLE), "best": Rank(Criticality.CRITICAL)},
         default_tier="free",
         keys={"f": "free", "b": "best"},
-        trust=TRUST,
+        trust=TRUST.networks,
     )
 )
 

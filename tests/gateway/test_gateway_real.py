@@ -326,7 +326,7 @@ async def test_twenty_connections_of_one_address(open_edge: Any) -> None:
         answers: list[asyncio.Task[bytes]] = []
 
         async def ask(count: int) -> int:
-            """So many more at once; how many of all are with the pod when each has arrived or is refused."""
+            """So many more at once; how many are with the pod when each has arrived or is refused."""
             for _ in range(count):
                 reader, writer = await edge.connect("127.0.0.1")
                 writer.write(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")

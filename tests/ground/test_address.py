@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headworks.address import MAX_FORWARDED, client_address
+from headworks.address import MAX_FORWARDED, Trust, client_address, client_within
 
-TRUST = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))
+TRUST = Trust((ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8")))
 
 
 def scope(peer: str | None = "10.0.0.1", *headers: tuple[str, str | bytes]) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def test_what_the_trusted_proxy_appended_decides_whatever_came_before(
     invented: list[str], client: ipaddress.IPv4Address
 ) -> None:
     """Both headers, any history: the last hop is the client, unless it is one of ours."""
-    if any(client in network for network in TRUST):
+    if any(client in network for network in TRUST.networks):
         return
     before = [f'for="{text}"' for text in invented]
     for header, hops in (
@@ -192,3 +192,25 @@ def test_what_the_trusted_proxy_appended_decides_whatever_came_before(
         ("Forwarded", [*before, f"for={client}"]),
     ):
         assert client_address(scope("10.0.0.1", (header, ", ".join(hops))), TRUST) == str(client)
+
+
+@given(st.from_regex(r"[0-9]{1,4}(\.[0-9]{1,4}){2,4}", fullmatch=True))
+def test_what_looks_like_an_address_is_one_where_python_says_so(text: str) -> None:
+    """Leading zeros, parts too many or too few: no two readings of one address."""
+    try:
+        expected = str(ipaddress.ip_address(text))
+    except ValueError:
+        expected = "local"
+    assert client_address(scope(text), TRUST) == expected
+
+
+@pytest.mark.parametrize("peer", ["fd00::1:5", "127.0.0.1"])
+def test_one_trusted_address_is_a_network_of_its_own(peer: str) -> None:
+    """Longer than the /64 that an IPv6 client is counted by."""
+    alone = Trust([ipaddress.ip_network(peer)])
+    asked = ("X-Forwarded-For", "198.51.100.1")
+    assert client_address(scope(peer, asked), alone) == "198.51.100.1"
+    neighbour = "fd00::1:6" if ":" in peer else "127.0.0.2"
+    assert client_address(scope(neighbour, asked), alone) != "198.51.100.1"
+    assert client_within(scope(peer), alone)
+    assert not client_within(scope(neighbour), alone)

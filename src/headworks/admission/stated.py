@@ -12,12 +12,11 @@ known key the header decides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from starlette.types import Scope
 
-from headworks.address import Network, client_within
+from headworks.address import Trust, client_within
 from headworks.current import Criticality
 
 _NAMES: Final = {kind.name.lower().encode(): kind for kind in Criticality}
@@ -29,7 +28,7 @@ class StatedClass:
     def __init__(self, header: str) -> None:
         self._header = header.lower().encode("latin-1")
 
-    def of(self, scope: Scope, trust: Sequence[Network]) -> Criticality | None:
+    def of(self, scope: Scope, trust: Trust) -> Criticality | None:
         """The class stated; None when there is none, several, an unknown one, or nobody to believe.
 
         trust  the networks whose word counts
