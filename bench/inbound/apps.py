@@ -44,7 +44,6 @@ default_tier = "free"
 free = {{ rate = "{rate}" }}
 [fairness.endpoints]
 "/hello" = "{rate}"
-"/used-up" = {{ rate = "1/h", scope = "all" }}
 [fairness.keys]
 {keys}
 """
@@ -60,10 +59,6 @@ def bare(url: str, rate: str) -> FastAPI:
 
     @app.get("/hello")
     async def hello() -> dict[str, str]:
-        return {"hello": "world"}
-
-    @app.get("/used-up")
-    async def used_up() -> dict[str, str]:
         return {"hello": "world"}
 
     return app

@@ -59,7 +59,8 @@ def test_what_is_prepared_for_those_who_pass_says_the_same(
     ]
     limits = [LimitState(name, limit, period, True, *rest, 0.0) for name, limit, period, *rest in states]
     verdict = Verdict(True, 0.0, tuple(limits))
-    assert passed(dialect, asks)(verdict) == fields(dialect, verdict)
+    named = [(ask.name, ask.shape) for ask in asks]
+    assert passed(dialect, named)(verdict) == fields(dialect, verdict)
 
 
 def test_x_ratelimit_speaks_of_the_tightest() -> None:
@@ -94,13 +95,11 @@ async def test_a_cost_that_never_fits_is_told_so(shape: Shape, most: int) -> Non
     asks: tuple[Ask, ...] = (Ask("wide", "w", Window.of(999, 60), 100), Ask("cap", "k", shape, 100))
     verdict = await MemoryStore().ask(Question(asks))
     telemetry = Telemetry()
-    refused = judged(verdict, Asked.of(asks, (), "off"), Criticality.DEFAULT, telemetry)
+    refused = judged(verdict, Asked(asks), Criticality.DEFAULT, telemetry)
     assert refused is not None
     assert refused.limit == "cap"
     assert refused.detail == f"this costs 100 of cap, which never lets more than {most} through at once"
-    alone = judged(
-        verdict._replace(degraded=True), Asked.of(asks, (), "off"), Criticality.DEFAULT, telemetry
-    )
+    alone = judged(verdict._replace(degraded=True), Asked(asks), Criticality.DEFAULT, telemetry)
     assert alone is not None
     assert "keeps to its own part" in alone.detail, (
         "a pod alone lets less through, and for another reason"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headworks.current import Criticality
-from headworks.fairness.limits import Asked
+from headworks.fairness.limits import Asked, last_fifth
 from headworks.fairness.refusal import judged
 from headworks.limits.shapes import Bucket, Shape, Window
 from headworks.store.memory import MemoryStore
@@ -50,6 +50,7 @@ async def test_units_beyond_four_fifths_count_and_no_others(
 def decided(verdict: Verdict, asks: tuple[Ask, ...]) -> Decided:
     """What is told of a verdict."""
     heard = RecordingSink()
-    judged(verdict, Asked.of(asks, (), "off"), Criticality.DEFAULT, Telemetry(heard))
+    asked = Asked(asks, fifths=tuple((last_fifth(ask.shape), ask.cost) for ask in asks))
+    judged(verdict, asked, Criticality.DEFAULT, Telemetry(heard))
     (event,) = heard.of(Decided)
     return event

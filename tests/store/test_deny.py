@@ -117,11 +117,42 @@ async def test_a_question_with_several_limits_is_refused_by_the_one_that_refuses
     await asyncio.sleep(1)
     again = await front.ask(both)
     assert front.through == before
-    assert [state.name for state in again.limits] == ["user", "chat"]
-    assert [state.allowed for state in again.limits] == [True, False]
-    assert again.limits[0].remaining == refused.limits[0].remaining
-    assert again.tightest == again.limits[1]
+    assert [state.name for state in again.limits] == ["chat"], "what else is left, others may have taken"
+    assert again.tightest == again.limits[0]
+    assert again.limits[0].remaining == refused.limits[1].remaining
+    assert len(front.cache) == 1
     assert (await front.ask(Question((user,)))).allowed, "the user's limit has not refused"
+
+
+async def test_a_limit_that_all_share_refuses_strangers_without_a_question() -> None:
+    """A flood from everywhere: of each caller nothing is known, of what they share enough."""
+    front = Front()
+
+    def asked(user: str) -> Question:
+        own = FinalAsk("user", user, Window.of(100, 60))
+        return Question((own, FinalAsk("total", "all", TEN)))
+
+    for number in range(10):
+        assert (await front.ask(asked(f"u{number}"))).allowed
+    said = await front.ask(asked("u10"))
+    before = front.through
+    for number in range(1_000):
+        verdict = await front.ask(asked(f"stranger{number}"))
+        assert not verdict.allowed
+        assert [state.name for state in verdict.limits] == ["total"]
+        assert verdict.retry_after == pytest.approx(said.limits[1].retry_after)
+    assert front.through == before
+    await asyncio.sleep(said.retry_after)
+    assert (await front.ask(asked("stranger0"))).allowed
+
+
+async def test_a_question_that_only_looks_at_one_limit_is_asked() -> None:
+    """What it looks at is not known here, though another limit of it is known to refuse."""
+    front = await emptied()
+    for other in (FinalAsk("other", "o", TEN, 0), Ask("other", "o", TEN)):
+        before = front.through
+        await front.ask(Question((FinalAsk("limit", "k", TEN), other)))
+        assert front.through == before + 1
 
 
 async def test_forgetting_and_giving_back_are_heard() -> None:

@@ -14,8 +14,8 @@ from functools import lru_cache
 from math import ceil
 from typing import Final
 
+from headworks.limits.shapes import Shape
 from headworks.problem import Headers
-from headworks.store.protocol import Ask
 from headworks.verdict import NEVER, LimitState, Verdict
 
 Passed = Callable[[Verdict], Headers]
@@ -73,9 +73,9 @@ def draft_11(verdict: Verdict, most: float) -> Headers:
     ]
 
 
-def _passed_draft_11(asks: Sequence[Ask]) -> Passed:
+def _passed_draft_11(limits: Sequence[tuple[str, Shape]]) -> Passed:
     """The same for what nearly every answer tells of: these limits, and none of them refused."""
-    items = [_item(ask.name, ask.shape.limit, ask.shape.period) for ask in asks]
+    items = [_item(name, shape.limit, shape.period) for name, shape in limits]
     policy = (b"ratelimit-policy", ", ".join(policy for policy, _ in items).encode())
     states = b", ".join(begin.replace("%", "%%").encode() + b"%d;t=%d" for _, begin in items)
 
@@ -109,10 +109,10 @@ DIALECTS: Final[dict[str, Callable[[Verdict, float], Headers]]] = {
 }
 
 
-def passed(dialect: str, asks: Sequence[Ask]) -> Passed:
-    """What makes the headers, in a dialect, of verdicts in which all of these limits let pass."""
+def passed(dialect: str, limits: Sequence[tuple[str, Shape]]) -> Passed:
+    """What makes a dialect's headers of verdicts in which all of these limits, by name, let pass."""
     if dialect == "draft-11":
-        return _passed_draft_11(asks)
+        return _passed_draft_11(limits)
     told = DIALECTS[dialect]
     return lambda verdict: told(verdict, LONGEST)
 

@@ -38,19 +38,22 @@ class _Rule(NamedTuple):
     shape: Shape
 
 
-class _Plan(NamedTuple):
-    """What a caller of one tier is asked on one route."""
-
-    enforced: tuple[_Rule, ...]
-    shadow: tuple[_Rule, ...]
-    cost: int
-
-
 Asks = tuple[Ask, ...]
+Fifths = tuple[tuple[int, int], ...]
 
 
 def _nothing(verdict: Verdict) -> Headers:
     return []
+
+
+class _Plan(NamedTuple):
+    """What every caller of one tier is asked on one route; `fifths` and `passed` as of `Asked`."""
+
+    enforced: tuple[_Rule, ...]
+    shadow: tuple[_Rule, ...]
+    cost: int
+    fifths: Fifths
+    passed: Passed
 
 
 class Asked(NamedTuple):
@@ -65,13 +68,8 @@ class Asked(NamedTuple):
     asks: Asks = ()
     shadow: Asks = ()
     question: Question | None = None
-    fifths: tuple[tuple[int, int], ...] = ()
+    fifths: Fifths = ()
     passed: Passed = _nothing
-
-    @classmethod
-    def of(cls, asks: Asks, shadow: Asks, dialect: str) -> Asked:
-        fifths = tuple((_last_fifth(ask.shape), ask.cost) for ask in asks)
-        return cls(asks, shadow, Question(asks) if asks else None, fifths, passed(dialect, asks))
 
     def costing(self, units: int) -> Asked:
         """The same limits, asked for `units`."""
@@ -110,7 +108,8 @@ def _parts(limits: Iterable[tuple[Rate, Whose]]) -> Iterator[str]:
         seen.add(whose)
 
 
-def _last_fifth(shape: Shape) -> int:
+def last_fifth(shape: Shape) -> int:
+    """How many units the last fifth of a limit is, of a bucket of its burst; rounded up."""
     most = shape.burst if isinstance(shape, Bucket) else shape.limit
     return most - most * 4 // 5
 
@@ -151,13 +150,16 @@ class Limits:
         self, identity: Identity, matched: Matched | None, by: tuple[str, str, str, Matched | None]
     ) -> Asked:
         plan = self._plans.get((identity.tier, matched)) or self._plan(identity.tier, matched)
-        enforced, shadow, cost = plan
+        enforced, shadow, cost, fifths, told = plan
         if len(self._asked) >= ASKED:
             self._asked.clear()
-        asked = self._asked[by] = Asked.of(
-            self._named(enforced, cost, identity) if enforced else (),
+        asks = self._named(enforced, cost, identity) if enforced else ()
+        asked = self._asked[by] = Asked(
+            asks,
             self._named(shadow, cost, identity) if shadow else (),
-            self._dialect,
+            Question(asks) if asks else None,
+            fifths,
+            told,
         )
         return asked
 
@@ -183,10 +185,13 @@ class Limits:
                     matched.template, self._endpoints.get(matched.template) or marked
                 )
             rules.sort(key=lambda rule: _ORDER.index(rule[0].whose))
+        enforced = tuple(rule for rule, mode in rules if mode == "enforce")
         plan = _Plan(
-            tuple(rule for rule, mode in rules if mode == "enforce"),
+            enforced,
             tuple(rule for rule, mode in rules if mode == "shadow"),
             cost,
+            tuple((last_fifth(rule.shape), cost) for rule in enforced),
+            passed(self._dialect, [(rule.name, rule.shape) for rule in enforced]),
         )
         if len(self._plans) >= PLANS:
             self._plans.clear()

@@ -8,7 +8,10 @@ frees it, and whoever asks for at least c before that would be refused by the st
 cost, a peek, a question with a gate or a horizon, and a limit that has changed go to the store. Time
 counts from before the question was put, so nothing is refused here longer than the store would.
 
-A refusal from here says what is left as the store last said it; `reset` and `retry_after` count down.
+One limit that is known to refuse is enough: who has never come before is refused by a limit that all
+share without a question, and a flood from everywhere costs the store as little as one from a single
+caller. Such a refusal tells of the limits that refuse, and of no other: what the store once said is left
+of those may be gone. `reset` and `retry_after` count down.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ def _most(shape: Shape) -> int:
 
 
 class _Heard(NamedTuple):
-    """One limit's part of a refusal: what was asked of which shape, what was answered, and when."""
+    """A limit that refused: what was asked of which shape, what was answered, and when."""
 
     shape: Shape
     cost: int
@@ -40,27 +43,19 @@ class _Heard(NamedTuple):
     at: float
 
     def stands(self, now: float) -> bool:
-        """Whether this limit itself refused, and still does."""
-        return not self.state.allowed and now < self.at + self.state.retry_after
+        """Whether it still does."""
+        return now < self.at + self.state.retry_after
 
     def later(self, ask: Ask, now: float) -> LimitState | None:
-        """The state counted down to now; None where it says nothing about this ask."""
-        shape, cost, (_, limit, window, allowed, left, reset, again), at = self
+        """The state counted down to now; None where it does not refuse this ask."""
+        shape, cost, (_, limit, window, _, left, reset, again), at = self
         name, _, asked, wanted = ask
         gone = now - at
-        if shape is not asked and shape != asked:
+        if wanted < cost or again <= gone or (shape is not asked and shape != asked):
             return None
-        if allowed:
-            if wanted > cost:
-                return None
-            again = 0.0
-        else:
-            again -= gone
-            if again <= 0 or wanted < cost:
-                return None
         if gone >= reset:
             left, reset = _most(asked), gone
-        state = (name, limit, window, allowed, left, reset - gone, again)
+        state = (name, limit, window, False, left, reset - gone, again - gone)
         return tuple.__new__(LimitState, state)
 
 
@@ -109,15 +104,15 @@ class DenyCache:
         return self._known(asks, self._now()) if self._heard else None
 
     def _known(self, asks: Sequence[Ask], now: float) -> Verdict | None:
-        """The refusal, when one limit is known to refuse and something is known of every other."""
+        """The refusal, when one limit is known to refuse."""
         heard, places, states, again = self._heard, [], [], 0.0
         for ask in asks:
+            if type(ask) is not FinalAsk or not ask[3]:
+                return None
             place = _place(ask)
             one = heard.get(place)
-            if one is None or not ask[3] or type(ask) is not FinalAsk:
-                return None
-            if (state := one.later(ask, now)) is None:
-                return None
+            if one is None or (state := one.later(ask, now)) is None:
+                continue
             places.append(place)
             states.append(state)
             if state[6] > again:
@@ -131,15 +126,13 @@ class DenyCache:
 
     def _remember(self, asks: Sequence[Ask], verdict: Verdict, now: float) -> None:
         for ask, state in zip(asks, verdict.limits, strict=False):
+            if state.allowed or not ask.cost:
+                continue
             place = _place(ask)
             old = self._heard.get(place)
-            if old is not None and old.shape == ask.shape and old.stands(now):
-                if state.allowed or ask.cost > old.cost:
-                    continue
-            elif not ask.cost:
-                continue
-            self._heard[place] = _Heard(ask.shape, ask.cost, state, now)
-            self._heard.move_to_end(place)
+            if old is None or old.cost >= ask.cost or old.shape != ask.shape or not old.stands(now):
+                self._heard[place] = _Heard(ask.shape, ask.cost, state, now)
+                self._heard.move_to_end(place)
         while len(self._heard) > self._size:
             self._heard.popitem(last=False)
 
