@@ -113,6 +113,13 @@ def answer_alone(url: str, rate: str) -> Any:
     return answered
 
 
+def answer_in_fastapi(url: str, rate: str) -> FastAPI:
+    """The same as the outermost part of a FastAPI application, behind what FastAPI itself does first."""
+    app, answered = bare(url, rate), answer_alone(url, rate)
+    app.build_middleware_stack = lambda: answered  # type: ignore[method-assign]  # as `protect` does
+    return app
+
+
 def question_and_answer(url: str, rate: str) -> Any:
     """The same, after the question."""
     store, shape, answer = ValkeyStore(url), shape_of(rate), answer_alone(url, rate)
@@ -171,6 +178,7 @@ APPS: dict[str, Callable[[str, str], Any]] = {
     "bare, our server": bare,
     "question alone": floor,
     "answer alone": answer_alone,
+    "answer in FastAPI": answer_in_fastapi,
     "question and answer": question_and_answer,
     "limits in a dependency": limits_by_hand,
     "slowapi": by_slowapi,
