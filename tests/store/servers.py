@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,26 @@ class ClusterNode(Server):
         )
         self.bus = bus
 
+    def knows(self, nodes: Sequence[ClusterNode]) -> bool:
+        """Whether it has met all of these, and is done with shaking hands."""
+        known = self._known()
+        return {f"{LOOPBACK}:{node.port}" for node in nodes} <= known.keys() and not any(
+            "handshake" in about["flags"] for about in known.values()
+        )
+
+    def serves(self) -> bool:
+        """Whether it takes the cluster for whole."""
+        info: dict[str, str] = self.client.execute_command("CLUSTER INFO")
+        return info["cluster_state"] == "ok"
+
+    def takes_for_replica(self, node: ClusterNode) -> bool:
+        """Whether it knows that the node is another's replica."""
+        return "slave" in self._known()[f"{LOOPBACK}:{node.port}"]["flags"]
+
+    def _known(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = self.client.execute_command("CLUSTER NODES")
+        return found
+
 
 STARTS = (0, 5461, 10923)
 """The first slot of each node."""
@@ -178,13 +198,8 @@ class ClusterOfThree:
         for node in self.nodes[1:]:
             self.nodes[0].client.execute_command("CLUSTER MEET", LOOPBACK, node.port, node.bus)
         for node in self.nodes:
-            until(lambda node=node: self._ready(node), "every node knows the whole cluster")
+            until(lambda node=node: node.knows(self.nodes) and node.serves(), "the cluster serves")
         self.url = f"valkey+cluster://{','.join(f'{LOOPBACK}:{node.port}' for node in self.nodes)}"
-
-    @staticmethod
-    def _ready(node: ClusterNode) -> bool:
-        info = node.client.execute_command("CLUSTER INFO")
-        return info["cluster_state"] == "ok" and info["cluster_known_nodes"] == "3"
 
     def flush(self) -> None:
         for node in self.nodes:

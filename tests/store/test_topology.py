@@ -192,15 +192,14 @@ def followed(tmp_path: Path) -> Iterator[tuple[servers.ClusterOfThree, servers.S
     name = primary.client.execute_command("CLUSTER MYID").decode()
     nodes = [*cluster.nodes, replica]
     for node in nodes:
-        servers.until(
-            lambda node=node: node.client.execute_command("CLUSTER INFO")["cluster_known_nodes"] == "4",
-            "every node knows the replica",
-        )
+        servers.until(lambda node=node: node.knows(nodes), "every node knows the replica")
     replica.client.execute_command("CLUSTER REPLICATE", name)
     servers.until(
         lambda: replica.client.info("replication").get("master_link_status") == "up",
         "the replica follows",
     )
+    for node in nodes:  # a node that takes it for a primary would not vote for it
+        servers.until(lambda node=node: node.takes_for_replica(replica), "every node knows whose it is")
     yield cluster, primary, replica
     for node in nodes:
         node.close()
