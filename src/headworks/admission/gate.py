@@ -56,8 +56,9 @@ class AdmissionGate:
     telemetry        hears every decision and every answer
     reaper           closes what requests left open
     stated           reads the class that trusted callers state; None: nobody may
-    hold_background  hold a place until background tasks have ended, too
-    shadow           let in whoever would be refused, and only tell; needs places without a line
+    hold_background  hold a place until background tasks have ended, too; may change
+    shadow           let in whoever would be refused, and only tell; needs places without a line; may
+                     change
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class AdmissionGate:
         self._sla = sla
         self._deadline_header = deadline_header.lower().encode()
         self._telemetry, self._reaper = telemetry, reaper
-        self._stated, self._hold_background, self._shadow = stated, hold_background, shadow
+        self._stated, self.hold_background, self.shadow = stated, hold_background, shadow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -118,7 +119,7 @@ class AdmissionGate:
                     self._shorten(asked, answer, current)
             place = self._slots.claim(current, answer.arrived)
         except Refused as refused:
-            shadow = self._shadow and refused.layer == "admission"
+            shadow = self.shadow and refused.layer == "admission"
             self._refused(current, refused, shadow=shadow)
             return self._slots.claim_anyway(answer.arrived) if shadow else refused
         if isinstance(place, Slot):
@@ -160,7 +161,7 @@ class AdmissionGate:
         """Run the application until it returns, or is cancelled because its answer has to end. The place
         is returned whatever happens, at the last byte of the answer at the latest unless background
         tasks hold it."""
-        if not self._hold_background:
+        if not self.hold_background:
             answer.slot = slot
         token = enter(answer.current)
         try:
@@ -204,8 +205,8 @@ class AdmissionGate:
         try:
             slot = self._slots.claim_websocket(current)
         except Refused as refused:
-            self._refused(current, refused, shadow=self._shadow)
-            if not self._shadow:
+            self._refused(current, refused, shadow=self.shadow)
+            if not self.shadow:
                 await refuse_websocket(scope, send, refused)
                 return
             slot = self._slots.claim_websocket_anyway()
