@@ -45,7 +45,7 @@ def edge_lets_tiers_through(policy: Policy) -> Findings:
 def server_stays_behind_admission(policy: Policy) -> Findings:
     """The server's blunt limit, which answers probes with 503 too, is never the one to decide."""
     admission = policy.admission
-    need = admission.places + HEADROOM
+    need = admission.max_in_flight + admission.websockets + HEADROOM
     if admission.server_backstop < need:
         yield Finding(
             "admission.limit_concurrency",

@@ -197,19 +197,9 @@ class AdmissionSettings(Section):
         return self.max_websockets or self.max_in_flight
 
     @property
-    def places(self) -> int:
-        """Requests and websockets in one pod at once."""
-        return self.max_in_flight + self.websockets
-
-    @property
-    def patience(self) -> float:
-        """Seconds a request may wait in line; a shadow keeps nobody waiting."""
-        return 0.0 if self.shadow else self.queue_timeout
-
-    @property
     def server_backstop(self) -> int:
         """Connections at which the server itself refuses: set above admission, so it never decides."""
-        return self.limit_concurrency or self.places + SPARE_CONNECTIONS
+        return self.limit_concurrency or self.max_in_flight + self.websockets + SPARE_CONNECTIONS
 
 
 class StoreSettings(Section):

@@ -113,15 +113,20 @@ def pressure_of(policy: Policy, telemetry: Telemetry, now: Callable[[], datetime
 
 
 def slots_of(policy: Policy, pressure: Pressure, rng: random.Random) -> Slots:
-    """The pod's places, with a line where the policy has one; a shadow keeps nobody waiting."""
+    """The pod's places, with a line where the policy has one."""
     settings = policy.admission
     return Slots(
         settings.max_in_flight,
         websockets=settings.websockets,
-        patience=settings.patience,
+        patience=_patience(settings),
         pressure=pressure,
         rng=rng,
     )
+
+
+def _patience(settings: AdmissionSettings) -> float:
+    """Seconds a request may wait in line; a shadow keeps nobody waiting."""
+    return 0.0 if settings.shadow else settings.queue_timeout
 
 
 def readmit(
@@ -132,7 +137,7 @@ def readmit(
     gate  None while the application has not begun: it is built by the policy that then holds
     """
     answers.write_stall = settings.write_stall
-    slots.change(settings.max_in_flight, websockets=settings.websockets, patience=settings.patience)
+    slots.change(settings.max_in_flight, websockets=settings.websockets, patience=_patience(settings))
     if settings.shadow:
         slots.let_in()
     if gate is not None:

@@ -125,7 +125,7 @@ class Change(NamedTuple):
     @classmethod
     def between(cls, old: Policy, new: Policy, *, most: int) -> Change:
         """most  requests and websockets that the running server has room for"""
-        held = () if new.admission.places <= max(most, old.admission.places) else PLACES
+        held = () if _places(new) <= max(most, _places(old)) else PLACES
         live: list[str] = []
         restart: list[str] = []
         for place in differences(old, new):
@@ -154,6 +154,11 @@ class Change(NamedTuple):
             names = ", ".join(self.restart)
             log.warning("the policy file has changed in %s: that needs a restart", names)
             telemetry.emit(Changed("policy", "needs-restart", names))
+
+
+def _places(policy: Policy) -> int:
+    """Requests and websockets in one pod at once."""
+    return policy.admission.max_in_flight + policy.admission.websockets
 
 
 def differences(old: Any, new: Any, at: Location = ()) -> Iterator[Location]:
