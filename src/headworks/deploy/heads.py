@@ -50,10 +50,8 @@ class BoundedHeads(HttpToolsProtocol):
 
     def _half_received(self, size: int) -> None:
         """So much has come, and a head, or a body with its trailers, has not ended yet."""
-        cycle = self.cycle
-        half = self.scope if cycle is None or cycle.scope is not self.scope else cycle
-        if half is not self._half:
-            self._half, self._unended = half, 0
+        if self.scope is not self._half:
+            self._half, self._unended = self.scope, 0
             return
         self._unended += size
         if self._unended > self.most and not self.transport.is_closing():
