@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -55,6 +56,7 @@ class AdmissionGate:
     deadline_header  where a caller says that it will wait less, in any case; "": nowhere
     telemetry        hears every decision and every answer
     reaper           closes what requests left open
+    route_of         names the route of a request that did not get as far as its route; "" for none
     stated           reads the class that trusted callers state; None: nobody may
     hold_background  hold a place until background tasks have ended, too; may change
     shadow           let in whoever would be refused, and only tell; needs places without a line; may
@@ -72,6 +74,7 @@ class AdmissionGate:
         deadline_header: str,
         telemetry: Telemetry,
         reaper: Reaper,
+        route_of: Callable[[Scope], str] = lambda scope: "",
         stated: StatedClass | None = None,
         hold_background: bool = False,
         shadow: bool = False,
@@ -80,7 +83,7 @@ class AdmissionGate:
         self._slots, self._answers, self._identifier = slots, answers, identifier
         self._sla = sla
         self._deadline_header = deadline_header.lower().encode()
-        self._telemetry, self._reaper = telemetry, reaper
+        self._telemetry, self._reaper, self._route_of = telemetry, reaper, route_of
         self._stated, self.hold_background, self.shadow = stated, hold_background, shadow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,7 +110,8 @@ class AdmissionGate:
             await answer.abort()
         finally:
             seconds = answers.now() - began
-            route = current.route or scope.get(ROUTE, "")  # refused before it got there
+            # The latter two where it was refused before it got there.
+            route = current.route or scope.get(ROUTE) or self._route_of(scope)
             self._telemetry.emit(_new(Served, (route, scope["method"], answer.status, seconds)))
 
     def _claim(self, scope: Scope, answer: Answer, current: Current) -> Slot | Turn | Refused:

@@ -6,10 +6,11 @@ import logging
 import random
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 import httpx2
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from headworks.admission import AdmissionGate, Answers, Pressure, Slots, StatedClass
 from headworks.admission.pressure import container_memory, resident_memory
@@ -153,6 +154,7 @@ def gate_of(
     identifier: Identifier,
     telemetry: Telemetry,
     reaper: Reaper,
+    routes: Routes,
 ) -> AdmissionGate:
     """The pod's gate around an application."""
     settings = policy.admission
@@ -166,10 +168,22 @@ def gate_of(
         deadline_header=policy.service.deadline_header or "",
         telemetry=telemetry,
         reaper=reaper,
+        route_of=partial(_unrouted, routes),
         stated=None if header is None else StatedClass(header),
         hold_background=settings.background_tasks == "hold",
         shadow=settings.shadow,
     )
+
+
+def _unrouted(routes: Routes, scope: Scope) -> str:
+    """The template that a request which was answered before any router saw it was meant for."""
+    if "router" in scope:  # mounts have changed the scope since, and whoever was outside has looked
+        return ""
+    try:
+        matched = routes.find(scope)
+    except Exception:  # of the application's own rules: nobody is to be told here
+        return ""
+    return "" if matched is None else matched.template
 
 
 def known_of(

@@ -323,6 +323,7 @@ class Headworks:
                 identifier=self._identifier,
                 telemetry=self.telemetry,
                 reaper=self._reaper,
+                routes=routes,
             )
             known = known_of(
                 self.policy,
