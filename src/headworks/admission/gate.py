@@ -28,7 +28,7 @@ from headworks.admission.early import EarlyMessages
 from headworks.admission.slots import Slot, Slots
 from headworks.admission.stated import StatedClass
 from headworks.admission.waiting import Turn
-from headworks.caller import Caller
+from headworks.caller import Presence
 from headworks.cleanup import Reaper
 from headworks.current import ROUTE, Criticality, Current, enter, leave
 from headworks.errors import CallerLeft, DeadlineExceeded, Refused
@@ -93,7 +93,7 @@ class AdmissionGate:
             return
         answers = self._answers
         began = answers.now()
-        caller = Caller(scope, receive)
+        caller = Presence(scope, receive)
         current = self._standing(scope, began + self._sla, caller)
         answer = Answer(send, scope, caller, current, answers, began)
         try:
@@ -223,7 +223,7 @@ class AdmissionGate:
             leave(token)
             self._end(slot, current)
 
-    def _standing(self, scope: Scope, deadline: float, caller: Caller | None = None) -> Current:
+    def _standing(self, scope: Scope, deadline: float, caller: Presence | None = None) -> Current:
         """What is known of a request without waiting."""
         identity = self._identifier.identify(scope)
         current = Current(
