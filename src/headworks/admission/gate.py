@@ -34,7 +34,7 @@ from headworks.current import ROUTE, Criticality, Current, enter, leave
 from headworks.errors import CallerLeft, DeadlineExceeded, Refused
 from headworks.identity import Identifier
 from headworks.problem import refuse_websocket
-from headworks.telemetry import Decided, Queued, Served, Telemetry
+from headworks.telemetry import Decided, Queued, Served, Shadowed, Telemetry
 
 log = logging.getLogger("headworks")
 
@@ -123,9 +123,11 @@ class AdmissionGate:
                     self._shorten(asked, answer, current)
             place = self._slots.claim(current, answer.arrived)
         except Refused as refused:
-            shadow = self.shadow and refused.layer == "admission"
-            self._refused(current, refused, shadow=shadow)
-            return self._slots.claim_anyway(answer.arrived) if shadow else refused
+            if not self.shadow or refused.layer != "admission":
+                self._refused(current, refused)
+                return refused
+            self._telemetry.emit(Shadowed("admission", False, refused.reason))
+            place = self._slots.claim_anyway(answer.arrived)
         if isinstance(place, Slot):
             self._telemetry.emit(_ADMITTED[current.criticality])
         return place
@@ -209,13 +211,13 @@ class AdmissionGate:
         try:
             slot = self._slots.claim_websocket(current)
         except Refused as refused:
-            self._refused(current, refused, shadow=self.shadow)
             if not self.shadow:
+                self._refused(current, refused)
                 await refuse_websocket(scope, send, refused)
                 return
+            self._telemetry.emit(Shadowed("admission", False, refused.reason))
             slot = self._slots.claim_websocket_anyway()
-        else:
-            self._telemetry.emit(_ADMITTED[current.criticality])
+        self._telemetry.emit(_ADMITTED[current.criticality])
         token = enter(current)
         try:
             await self.app(scope, receive, send)
@@ -234,11 +236,9 @@ class AdmissionGate:
             current.rank(identity.criticality, known=identity.known)
         return current
 
-    def _refused(self, current: Current, refused: Refused, *, shadow: bool = False) -> None:
+    def _refused(self, current: Current, refused: Refused) -> None:
         name = _CLASS[current.criticality]
-        self._telemetry.emit(
-            Decided(refused.layer, shadow, refused.reason, criticality=name, shadow=shadow)
-        )
+        self._telemetry.emit(Decided(refused.layer, False, refused.reason, criticality=name))
 
     def _queued(self, answer: Answer, ending: str) -> None:
         seconds = self._answers.now() - answer.arrived
