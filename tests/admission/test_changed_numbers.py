@@ -97,6 +97,7 @@ async def test_without_a_line_from_now_on_who_waits_keeps_its_turn_and_nobody_el
     assert pod.now().waiting == 1
     assert {(await task).status for task in inside} == {200}
     assert (await waits).status == 200
+    assert pod.slots._line is None, "and once it is empty it costs nothing"
     inside = [come(pod, "in:20") for _ in range(9)]
     await asyncio.sleep(1)
     shed = await come(pod, "shed:5", "sheddable")

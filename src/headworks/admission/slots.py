@@ -239,6 +239,8 @@ class Slots:
             if turn is not None:
                 turn.give(Slot(self, False, now))
                 return
+            if not self._line.patience:  # the last of a line that nobody joins any more
+                self._line = None
         self._in_flight -= 1
         if self._full_since is not None and self._in_flight < EASED * self._limit:
             self._full_since = None
