@@ -23,7 +23,7 @@ from tests.vendor.test_sdks import Events, streaming
 
 from headworks import Headworks
 from headworks.admission import Slot
-from headworks.caller import Caller
+from headworks.caller import Presence
 from headworks.current import current
 from headworks.errors import Refused
 from headworks.policy.load import parse
@@ -515,7 +515,7 @@ def test_a_request_cancelled_at_any_await_gives_everything_back(
     assert World().check(path, answer, **headers) >= 1
 
 
-@pytest.mark.parametrize(("owner", "way"), [(Slot, "end"), (Grant, "finish"), (Caller, "answered")])
+@pytest.mark.parametrize(("owner", "way"), [(Slot, "end"), (Grant, "finish"), (Presence, "answered")])
 def test_the_sweep_sees_what_is_not_given_back(owner: Any, way: str, monkeypatch: Any) -> None:
     """The control: without one of the ways back the same run is not clean."""
     monkeypatch.setattr(owner, way, lambda self, *args, **named: None)

@@ -22,7 +22,7 @@ from headworks.admission import AdmissionGate, Pressure
 from headworks.admission.answer import Answer
 from headworks.admission.slots import Slot, Slots
 from headworks.admission.waiting import Waiting
-from headworks.caller import Caller
+from headworks.caller import Presence
 from headworks.current import Criticality, Current
 from headworks.fairness import KnownRefusals
 from headworks.fairness import gate as fairness_gate
@@ -118,7 +118,7 @@ def no_last_words(patch: Patch) -> None:
 
 def nobody_listens(patch: Patch) -> None:
     """Nobody notices that a caller has left."""
-    patch.setattr(Caller, "watch", lambda self, wait: None)
+    patch.setattr(Presence, "watch", lambda self, wait: None)
 
 
 def no_limits(patch: Patch) -> None:

@@ -14,7 +14,7 @@ from tests.scenarios import POLICY, service
 from headworks import Headworks
 from headworks.errors import PolicyError
 from headworks.policy.load import parse
-from headworks.telemetry import Decided
+from headworks.telemetry import Decided, Shadowed
 from headworks.works import build
 
 SERVICE = POLICY["service"]
@@ -70,10 +70,10 @@ async def test_a_policy_in_shadow_refuses_nobody_and_keeps_nobody_waiting() -> N
         await pod.get("/quick")
         assert await pod.statuses("/slow", "pro-1", 9) == {200: 9}
         assert pod.highest == 9
-        shadows = [event for event in pod.sink.of(Decided) if event.shadow]
-        assert len(shadows) == 7
+        assert len(pod.sink.of(Shadowed)) == 7
         metrics = pod.works._metrics.render()[1].decode()
-        assert 'outcome="shadow",reason="pod-saturated"' in metrics
+        would = 'layer="admission",outcome="refused",rule="pod-saturated"'
+        assert f"headworks_shadow_decisions_total{{{would}}} 7.0" in metrics
 
 
 async def test_a_class_stated_by_a_trusted_caller_goes_with_the_request() -> None:

@@ -18,7 +18,7 @@ from starlette.endpoints import HTTPEndpoint
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route, WebSocketRoute
-from tests.test_works import CountingStore, Service
+from tests.protected import CountingStore, Service
 
 from headworks import Caller
 from headworks.errors import QuotaExceeded, VendorQuota

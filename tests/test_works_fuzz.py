@@ -10,7 +10,7 @@ from fastapi import APIRouter, FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from tests.test_works import Service
+from tests.protected import Service
 
 from headworks import Caller
 from headworks.testing.loop import run

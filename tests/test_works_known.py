@@ -12,7 +12,7 @@ import pytest
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
-from tests.test_works import POLICY, CountingStore
+from tests.protected import POLICY, CountingStore
 
 from headworks import Headworks
 from headworks.policy.load import parse

@@ -31,8 +31,8 @@ class Wait(Protocol):
     def reschedule(self, when: float, /) -> None: ...
 
 
-class Caller:
-    """One request's caller: the `receive` its application is given, and whoever must not outlast it.
+class Presence:
+    """That of one request's caller: the `receive` its application is given, and who must not outlast it.
 
     While somebody waits in `staying` (or a route has asked for it), one task listens for the
     disconnect; it begins when the body is over. The server is asked by one reader at a time: while the
@@ -191,7 +191,7 @@ class staying:  # reads as what it says: `async with staying(caller):`
 
     __slots__ = ("_caller", "_wait")
 
-    def __init__(self, caller: Caller | None) -> None:
+    def __init__(self, caller: Presence | None) -> None:
         self._caller = caller
         self._wait: asyncio.Timeout | None = None
 

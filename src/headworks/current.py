@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from headworks.caller import Caller
+from headworks.caller import Presence
 
 
 class Criticality(IntEnum):
@@ -59,7 +59,7 @@ class Current:
     weight: int = 1
     stated: Criticality | None = None
     route: str = ""
-    caller: Caller | None = None
+    caller: Presence | None = None
     lasting: float | None = None
     opened: set[Closer] | None = None
 

@@ -4,6 +4,7 @@
     ├── PolicyError            the policy file cannot be used; lists every problem found
     ├── ForeignOrigin          a vendor client was pointed at an origin the policy does not name
     └── Refused                a layer said no: who, why, and when to come back
+        ├── HeadTooLarge       431  request    head-too-large      its head does not end
         ├── BadDeadline        400  request    bad-deadline        no deadline can be read in it
         ├── CallerLeft         499  request    caller-left         nobody is there to be answered
         ├── PodLeaving         503  request    pod-leaving         this pod ends before the request does
@@ -115,6 +116,11 @@ class DeadlineExceeded(Refused):
 class BadDeadline(Refused):
     status, layer, reason = 400, "request", "bad-deadline"
     title = "The request's own deadline cannot be read"
+
+
+class HeadTooLarge(Refused):
+    status, layer, reason = 431, "request", "head-too-large"
+    title = "The request's head is too large"
 
 
 class CallerLeft(Refused):

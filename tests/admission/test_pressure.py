@@ -14,7 +14,7 @@ from headworks.admission import Pressure, Slots
 from headworks.admission import pressure as module
 from headworks.admission.pressure import EVERY, RISE, SINK, container_memory, resident_memory
 from headworks.current import Criticality
-from headworks.telemetry import Changed, Decided, Telemetry
+from headworks.telemetry import Changed, Decided, Shadowed, Telemetry
 from headworks.testing.recording import RecordingSink
 
 TENANTS = [f"key:{n:032x}" for n in range(1000)]
@@ -125,8 +125,8 @@ async def test_a_shadow_refuses_nobody_and_says_whom_it_would_have() -> None:
     sockets = [asyncio.create_task(Client(pod.gate, type="websocket").run()) for _ in range(3)]
     await asyncio.sleep(0)
     assert (pod.now().in_flight, pod.now().websockets) == (5, 3)
-    shadows = [event for event in pod.sink.of(Decided) if event.shadow]
-    assert [(event.admitted, event.reason) for event in shadows] == [(True, "pod-saturated")] * 4
+    assert pod.sink.of(Shadowed) == [Shadowed("admission", False, "pod-saturated")] * 4
+    assert [event.admitted for event in pod.sink.of(Decided)] == [True] * 8
     pod.go.set()
     assert [(await task).status for task in held] == [200] * 5
     await asyncio.gather(*sockets)

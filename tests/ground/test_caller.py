@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from headworks.caller import Caller, staying
+from headworks.caller import Presence, staying
 from headworks.errors import CallerLeft
 
 GONE = {"type": "http.disconnect"}
@@ -21,7 +21,7 @@ class Server:
         self.gone = asyncio.Event()
         self.readers = self.most_readers = self.asked = 0
         headers = [] if bodiless else [(b"content-length", b"1")]
-        self.caller = Caller({"type": "http", "headers": headers}, self.receive)
+        self.caller = Presence({"type": "http", "headers": headers}, self.receive)
 
     async def receive(self) -> dict[str, Any]:
         self.asked += 1
@@ -37,7 +37,7 @@ class Server:
         return dict(GONE)
 
 
-async def wait_at(caller: Caller | None, seconds: float = 60.0) -> str:
+async def wait_at(caller: Presence | None, seconds: float = 60.0) -> str:
     """Wait as a vendor call does; what came of it."""
     try:
         async with staying(caller):
@@ -195,7 +195,7 @@ async def test_a_server_that_never_says_so_is_not_asked_for_ever() -> None:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     asked: list[int] = []
-    caller = Caller({"type": "http", "headers": []}, receive)
+    caller = Presence({"type": "http", "headers": []}, receive)
     assert await wait_at(caller, 5) == "stayed"
     assert len(asked) == 2
 
@@ -206,7 +206,7 @@ async def test_a_server_whose_receive_breaks_costs_the_watch_and_nothing_else(
     async def receive() -> dict[str, Any]:
         raise RuntimeError("broken")
 
-    caller = Caller({"type": "http", "headers": []}, receive)
+    caller = Presence({"type": "http", "headers": []}, receive)
     assert await wait_at(caller, 5) == "stayed"
     assert "does not say whether a caller is there" in caplog.text
 

@@ -18,7 +18,7 @@ from starlette.types import Message, Scope, Send
 from headworks.admission.answers import Answers
 from headworks.admission.slots import Slot
 from headworks.admission.within import TAKEN, within
-from headworks.caller import Caller
+from headworks.caller import Presence
 from headworks.current import Current
 from headworks.errors import CallerLeft, DeadlineExceeded, Refused
 from headworks.problem import body as problem
@@ -66,7 +66,7 @@ class Answer:
         self,
         send: Send,
         scope: Scope,
-        caller: Caller,
+        caller: Presence,
         current: Current,
         answers: Answers,
         arrived: float,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -27,13 +28,13 @@ from headworks.admission.early import EarlyMessages
 from headworks.admission.slots import Slot, Slots
 from headworks.admission.stated import StatedClass
 from headworks.admission.waiting import Turn
-from headworks.caller import Caller
+from headworks.caller import Presence
 from headworks.cleanup import Reaper
 from headworks.current import ROUTE, Criticality, Current, enter, leave
 from headworks.errors import CallerLeft, DeadlineExceeded, Refused
 from headworks.identity import Identifier
 from headworks.problem import refuse_websocket
-from headworks.telemetry import Decided, Queued, Served, Telemetry
+from headworks.telemetry import Decided, Queued, Served, Shadowed, Telemetry
 
 log = logging.getLogger("headworks")
 
@@ -55,9 +56,11 @@ class AdmissionGate:
     deadline_header  where a caller says that it will wait less, in any case; "": nowhere
     telemetry        hears every decision and every answer
     reaper           closes what requests left open
+    route_of         names the route of a request that did not get as far as its route; "" for none
     stated           reads the class that trusted callers state; None: nobody may
-    hold_background  hold a place until background tasks have ended, too
-    shadow           let in whoever would be refused, and only tell; needs places without a line
+    hold_background  hold a place until background tasks have ended, too; may change
+    shadow           let in whoever would be refused, and only tell; needs places without a line; may
+                     change
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class AdmissionGate:
         deadline_header: str,
         telemetry: Telemetry,
         reaper: Reaper,
+        route_of: Callable[[Scope], str] = lambda scope: "",
         stated: StatedClass | None = None,
         hold_background: bool = False,
         shadow: bool = False,
@@ -79,8 +83,8 @@ class AdmissionGate:
         self._slots, self._answers, self._identifier = slots, answers, identifier
         self._sla = sla
         self._deadline_header = deadline_header.lower().encode()
-        self._telemetry, self._reaper = telemetry, reaper
-        self._stated, self._hold_background, self._shadow = stated, hold_background, shadow
+        self._telemetry, self._reaper, self._route_of = telemetry, reaper, route_of
+        self._stated, self.hold_background, self.shadow = stated, hold_background, shadow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -89,7 +93,7 @@ class AdmissionGate:
             return
         answers = self._answers
         began = answers.now()
-        caller = Caller(scope, receive)
+        caller = Presence(scope, receive)
         current = self._standing(scope, began + self._sla, caller)
         answer = Answer(send, scope, caller, current, answers, began)
         try:
@@ -106,7 +110,8 @@ class AdmissionGate:
             await answer.abort()
         finally:
             seconds = answers.now() - began
-            route = current.route or scope.get(ROUTE, "")  # refused before it got there
+            # The latter two where it was refused before it got there.
+            route = current.route or scope.get(ROUTE) or self._route_of(scope)
             self._telemetry.emit(_new(Served, (route, scope["method"], answer.status, seconds)))
 
     def _claim(self, scope: Scope, answer: Answer, current: Current) -> Slot | Turn | Refused:
@@ -118,9 +123,11 @@ class AdmissionGate:
                     self._shorten(asked, answer, current)
             place = self._slots.claim(current, answer.arrived)
         except Refused as refused:
-            shadow = self._shadow and refused.layer == "admission"
-            self._refused(current, refused, shadow=shadow)
-            return self._slots.claim_anyway(answer.arrived) if shadow else refused
+            if not self.shadow or refused.layer != "admission":
+                self._refused(current, refused)
+                return refused
+            self._telemetry.emit(Shadowed("admission", False, refused.reason))
+            place = self._slots.claim_anyway(answer.arrived)
         if isinstance(place, Slot):
             self._telemetry.emit(_ADMITTED[current.criticality])
         return place
@@ -160,7 +167,7 @@ class AdmissionGate:
         """Run the application until it returns, or is cancelled because its answer has to end. The place
         is returned whatever happens, at the last byte of the answer at the latest unless background
         tasks hold it."""
-        if not self._hold_background:
+        if not self.hold_background:
             answer.slot = slot
         token = enter(answer.current)
         try:
@@ -204,13 +211,13 @@ class AdmissionGate:
         try:
             slot = self._slots.claim_websocket(current)
         except Refused as refused:
-            self._refused(current, refused, shadow=self._shadow)
-            if not self._shadow:
+            if not self.shadow:
+                self._refused(current, refused)
                 await refuse_websocket(scope, send, refused)
                 return
+            self._telemetry.emit(Shadowed("admission", False, refused.reason))
             slot = self._slots.claim_websocket_anyway()
-        else:
-            self._telemetry.emit(_ADMITTED[current.criticality])
+        self._telemetry.emit(_ADMITTED[current.criticality])
         token = enter(current)
         try:
             await self.app(scope, receive, send)
@@ -218,7 +225,7 @@ class AdmissionGate:
             leave(token)
             self._end(slot, current)
 
-    def _standing(self, scope: Scope, deadline: float, caller: Caller | None = None) -> Current:
+    def _standing(self, scope: Scope, deadline: float, caller: Presence | None = None) -> Current:
         """What is known of a request without waiting."""
         identity = self._identifier.identify(scope)
         current = Current(
@@ -229,11 +236,9 @@ class AdmissionGate:
             current.rank(identity.criticality, known=identity.known)
         return current
 
-    def _refused(self, current: Current, refused: Refused, *, shadow: bool = False) -> None:
+    def _refused(self, current: Current, refused: Refused) -> None:
         name = _CLASS[current.criticality]
-        self._telemetry.emit(
-            Decided(refused.layer, shadow, refused.reason, criticality=name, shadow=shadow)
-        )
+        self._telemetry.emit(Decided(refused.layer, False, refused.reason, criticality=name))
 
     def _queued(self, answer: Answer, ending: str) -> None:
         seconds = self._answers.now() - answer.arrived

@@ -64,11 +64,17 @@ class Pressure:
         hour: Callable[[], int] = lambda: 0,
         telemetry: Telemetry | None = None,
     ) -> None:
-        self._lag_high, self._memory_high = lag_high, memory_high
         self._resident, self._hour, self._telemetry = resident or resident_memory, hour, telemetry
         self._salt = b""
         self.level = 0.0
         self.lag, self.memory = 0.0, 0
+        self.bound(lag_high, memory_high)
+
+    def bound(self, lag_high: float | None, memory_high: int | None) -> None:
+        """Go by these bounds from now on. Without any, nobody is shed any more."""
+        self._lag_high, self._memory_high = lag_high, memory_high
+        if not self.bounded:
+            self._move(0.0)
 
     @property
     def bounded(self) -> bool:
@@ -81,9 +87,9 @@ class Pressure:
         return part >= 1.0 or (part > 0.0 and self._cohort(tenant) < part * 2**32)
 
     async def watch(self) -> None:
-        """Take a sample every quarter of a second, until cancelled."""
+        """Take a sample every quarter of a second, until cancelled, or nothing is bounded any more."""
         loop = asyncio.get_running_loop()
-        while True:
+        while self.bounded:
             due = loop.time() + EVERY
             await asyncio.sleep(EVERY)
             self.sample(max(0.0, loop.time() - due))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from dataclasses import dataclass
 from typing import Final
@@ -117,12 +118,8 @@ class Slots:
         patience: float = 0.0,
         pressure: Pressure | None = None,
     ) -> None:
-        self._limit, self._rng = limit, rng
-        self._websocket_limit = websockets or limit
-        self._line = Waiting(patience, limit) if patience > 0 else None
-        fill = FILL if self._line is None else {}
-        self._fill = {kind: max(1, int(limit * fill.get(kind, 1.0))) for kind in Criticality}
-        self._pressure = pressure or Pressure()
+        self._rng, self._pressure = rng, pressure or Pressure()
+        self._line: Waiting | None = None
         self._in_flight = self._websockets = 0
         self._admitted = self._ended = self._saturated = self._shed = 0
         self._held, self._holding = 0, 0.0
@@ -130,6 +127,29 @@ class Slots:
         self._idle: asyncio.Event | None = None
         self._now = loop_clock()
         self.left = self.expired = self.stalled = 0
+        self.change(limit, websockets=websockets, patience=patience)
+
+    def change(self, limit: int, *, websockets: int | None = None, patience: float = 0.0) -> None:
+        """Go by these numbers from now on. Whoever is in stays in, whoever is in line keeps its turn for
+        as long as it was to wait: a lower limit lets nobody in until there is room, and the places of a
+        higher one go to the head of the line at once."""
+        self._limit, self._websocket_limit = limit, websockets or limit
+        if self._line is not None:
+            self._line.change(patience, limit)
+        elif patience > 0:
+            self._line = Waiting(patience, limit)
+        fill = {} if patience > 0 else FILL
+        self._fill = {kind: max(1, int(limit * fill.get(kind, 1.0))) for kind in Criticality}
+        self.let_in(limit)
+        if self._in_flight < EASED * limit:
+            self._full_since = None
+        elif self._in_flight >= limit and self._full_since is None:
+            self._full_since = self._now()
+
+    def let_in(self, limit: float = math.inf) -> None:
+        """Give places to those in line, in their order, while fewer than `limit` are taken."""
+        while self._line is not None and self._in_flight < limit and (turn := self._line.next()):
+            turn.give(self.claim_anyway(self._now()))
 
     def claim(self, current: Current, now: float) -> Slot | Turn:
         """A place for a request, a turn in the line, or `PodSaturated` or `LoadShed` at once.
@@ -197,7 +217,7 @@ class Slots:
 
     def _queue(self, current: Current, now: float) -> Turn:
         """A turn in the line; `PodSaturated` where there is none, or where it would take too long."""
-        if self._line is None:
+        if self._line is None or not self._line.patience:
             self._saturated += 1
             raise PodSaturated(retry_after=self._wait())
         return self._line.join(current, self._holding, now, self._in_vain)
@@ -208,16 +228,19 @@ class Slots:
         return PodSaturated("the wait for a place would be too long", retry_after=self._wait())
 
     def _give_back(self, began: float) -> None:
-        """A place is free: whoever is at the head of the line takes it, in the same step."""
+        """A place is free: whoever is at the head of the line takes it, in the same step, unless more
+        are taken than there are."""
         now = self._now()
         if self._held < REMEMBER:
             self._held += 1
         self._holding += (now - began - self._holding) / self._held
-        if self._line is not None:
+        if self._line is not None and self._in_flight <= self._limit:
             turn = self._line.next()
             if turn is not None:
                 turn.give(Slot(self, False, now))
                 return
+            if not self._line.patience:  # the last of a line that nobody joins any more
+                self._line = None
         self._in_flight -= 1
         if self._full_since is not None and self._in_flight < EASED * self._limit:
             self._full_since = None

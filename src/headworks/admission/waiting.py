@@ -99,10 +99,14 @@ class Waiting:
     """
 
     def __init__(self, patience: float, places: int) -> None:
-        self._patience, self._places = patience, places
+        self.change(patience, places)
         self._line: Line[Turn] = Line()
         self._joined = {criticality: Arrivals() for criticality in Criticality}
         self._caution = {criticality: Caution() for criticality in Criticality}
+
+    def change(self, patience: float, places: int) -> None:
+        """Go by these numbers for whoever joins from now on; with a patience of 0 nobody may."""
+        self.patience, self._places = patience, places
 
     def __len__(self) -> int:
         return len(self._line)
@@ -125,7 +129,7 @@ class Waiting:
         holding  mean seconds for which a place is held, 0 when unknown
         """
         self._joined[current.criticality].arrived(now)
-        until = min(now + self._patience, current.deadline)
+        until = min(now + self.patience, current.deadline)
         if now + self.estimate(current, holding, now) > until:
             raise in_vain()
         turn = Turn(self, current, until, in_vain)

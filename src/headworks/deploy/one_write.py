@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from headworks.deploy.heads import BoundedHeads
 
 HEAD: Final = b"HTTP/1.1 "
 """How a head begins. A body that begins so as well waits for a turn of the loop, and nothing else."""
@@ -66,8 +66,8 @@ class OneWrite:
             self._flush_at = None
 
 
-class Protocol(HttpToolsProtocol):
-    """uvicorn's own, over such a transport."""
+class Protocol(BoundedHeads):
+    """uvicorn's own, over such a transport, with bounded heads."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]  # behaves as one

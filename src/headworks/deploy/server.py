@@ -14,6 +14,7 @@ import resource
 from dataclasses import dataclass, replace
 from typing import Any
 
+from headworks.deploy.heads import MOST
 from headworks.deploy.one_write import Protocol
 from headworks.policy.settings import LAST_WORDS, Policy
 
@@ -34,6 +35,7 @@ class ServerSettings:
     backlog                    connections the operating system holds while nobody accepts
     timeout_keep_alive         whole seconds an idle connection is kept
     timeout_graceful_shutdown  whole seconds that requests in flight get after the drain began
+    http                       the protocol, which bounds heads and writes small answers at once
     """
 
     host: str
@@ -42,8 +44,8 @@ class ServerSettings:
     backlog: int
     timeout_keep_alive: int
     timeout_graceful_shutdown: int
+    http: type[Protocol]
     loop: str = "uvloop"
-    http: type[Protocol] = Protocol
     lifespan: str = "on"
     workers: int = 1
     proxy_headers: bool = False
@@ -57,6 +59,10 @@ class ServerSettings:
 
 def server_settings(policy: Policy, *, host: str = "0.0.0.0", port: int | None = None) -> ServerSettings:
     """The settings of one pod; `port` defaults to `deploy.port`."""
+
+    class Bounded(Protocol):
+        most = max(MOST, 2 * policy.gateway.max_header)  # the gateway adds headers of its own
+
     return ServerSettings(
         host=host,
         port=policy.deploy.port if port is None else port,
@@ -64,6 +70,7 @@ def server_settings(policy: Policy, *, host: str = "0.0.0.0", port: int | None =
         backlog=policy.admission.backlog,
         timeout_keep_alive=math.ceil(policy.admission.keep_alive),
         timeout_graceful_shutdown=math.ceil(policy.drain_timeout + LAST_WORDS),
+        http=Bounded,
     )
 
 

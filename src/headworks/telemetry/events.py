@@ -11,8 +11,7 @@ from typing import NamedTuple
 class Decided(NamedTuple):
     """A layer let a request or call pass, or refused it. `rule` names the limit or vendor.
 
-    near    units that passed beyond four fifths of it
-    shadow  it would have been refused, for that reason, but the layer only watches
+    near  units that passed beyond four fifths of it
     """
 
     layer: str
@@ -21,11 +20,11 @@ class Decided(NamedTuple):
     rule: str = ""
     criticality: str = ""
     near: int = 0
-    shadow: bool = False
 
 
 class Shadowed(NamedTuple):
-    """A rule that is only watched would have let a request pass, or refused it."""
+    """A rule that is only watched would have let a request pass, or refused it. Where a whole layer is
+    watched, only what it would have refused is told, and `rule` is the reason."""
 
     layer: str
     admitted: bool

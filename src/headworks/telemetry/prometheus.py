@@ -140,7 +140,7 @@ class PrometheusSink:
                 self._near.add((event.layer, self._value("rule", event.rule)), event.near)
                 self._decided(event._replace(near=0))
                 return
-            outcome = "shadow" if event.shadow else "admitted" if event.admitted else "refused"
+            outcome = "admitted" if event.admitted else "refused"
             reason, rule = self._value("reason", event.reason), self._value("rule", event.rule)
             count = self._decisions.of((event.layer, outcome, reason, rule, event.criticality))
             _remember(self._decided_before, event, count)

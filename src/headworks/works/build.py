@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final
 
 import httpx2
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from headworks.admission import AdmissionGate, Answers, Pressure, Slots, StatedClass
 from headworks.admission.pressure import container_memory, resident_memory
@@ -23,7 +23,7 @@ from headworks.fairness.limits import when_down_of
 from headworks.health import Management, Pages
 from headworks.identity import Caller, Callers, Identifier, Rank, Resolver
 from headworks.policy.profiles import profile_named
-from headworks.policy.settings import Policy, WhenDown
+from headworks.policy.settings import AdmissionSettings, Policy, WhenDown
 from headworks.store.deny import DenyCache
 from headworks.store.ladder import LadderStore
 from headworks.store.memory import MemoryStore
@@ -84,8 +84,9 @@ def _whenever() -> datetime:
     return datetime.fromtimestamp(0, UTC)
 
 
-def pressure_of(policy: Policy, telemetry: Telemetry, now: Callable[[], datetime]) -> Pressure:
-    """What the pod sheds load by. A memory bound stays below what the container may have."""
+def bounds_of(policy: Policy) -> tuple[float | None, int | None]:
+    """The lag and the memory at which the pod sheds load; the latter stays below what the container may
+    have. `PolicyError` where memory is bounded and cannot be told."""
     settings = policy.admission
     memory = settings.memory_high
     if memory is not None:
@@ -98,8 +99,14 @@ def pressure_of(policy: Policy, telemetry: Telemetry, now: Callable[[], datetime
         if container is not None and memory > BELOW_CONTAINER * container:
             memory = int(BELOW_CONTAINER * container)
             log.warning("admission.memory_high: %d bytes, the container has %d", memory, container)
+    return settings.lag_high, memory
+
+
+def pressure_of(policy: Policy, telemetry: Telemetry, now: Callable[[], datetime]) -> Pressure:
+    """What the pod sheds load by."""
+    lag, memory = bounds_of(policy)
     return Pressure(
-        lag_high=settings.lag_high,
+        lag_high=lag,
         memory_high=memory,
         hour=lambda: int(now().timestamp() // 3600),
         telemetry=telemetry,
@@ -107,15 +114,35 @@ def pressure_of(policy: Policy, telemetry: Telemetry, now: Callable[[], datetime
 
 
 def slots_of(policy: Policy, pressure: Pressure, rng: random.Random) -> Slots:
-    """The pod's places, with a line where the policy has one; a shadow keeps nobody waiting."""
+    """The pod's places, with a line where the policy has one."""
     settings = policy.admission
     return Slots(
         settings.max_in_flight,
         websockets=settings.websockets,
-        patience=0.0 if settings.shadow else settings.queue_timeout,
+        patience=_patience(settings),
         pressure=pressure,
         rng=rng,
     )
+
+
+def _patience(settings: AdmissionSettings) -> float:
+    """Seconds a request may wait in line; a shadow keeps nobody waiting."""
+    return 0.0 if settings.shadow else settings.queue_timeout
+
+
+def readmit(
+    settings: AdmissionSettings, *, slots: Slots, answers: Answers, gate: AdmissionGate | None
+) -> None:
+    """Have admission go by other settings from now on; `bounds_of` apart, which may be refused.
+
+    gate  None while the application has not begun: it is built by the policy that then holds
+    """
+    answers.write_stall = settings.write_stall
+    slots.change(settings.max_in_flight, websockets=settings.websockets, patience=_patience(settings))
+    if settings.shadow:
+        slots.let_in()
+    if gate is not None:
+        gate.hold_background, gate.shadow = settings.background_tasks == "hold", settings.shadow
 
 
 def gate_of(
@@ -127,6 +154,7 @@ def gate_of(
     identifier: Identifier,
     telemetry: Telemetry,
     reaper: Reaper,
+    routes: Routes,
 ) -> AdmissionGate:
     """The pod's gate around an application."""
     settings = policy.admission
@@ -140,10 +168,22 @@ def gate_of(
         deadline_header=policy.service.deadline_header or "",
         telemetry=telemetry,
         reaper=reaper,
+        route_of=partial(_unrouted, routes),
         stated=None if header is None else StatedClass(header),
         hold_background=settings.background_tasks == "hold",
         shadow=settings.shadow,
     )
+
+
+def _unrouted(routes: Routes, scope: Scope) -> str:
+    """The template that a request which was answered before any router saw it was meant for."""
+    if "router" in scope:  # mounts have changed the scope since, and whoever was outside has looked
+        return ""
+    try:
+        matched = routes.find(scope)
+    except Exception:  # of the application's own rules: nobody is to be told here
+        return ""
+    return "" if matched is None else matched.template
 
 
 def known_of(
@@ -171,7 +211,7 @@ def known_of(
         telemetry=telemetry,
         inside=[] if header is None else [header.lower().encode()],
         leaving=lambda: answers.leaving,
-        bounded=partial(all_within, answers.write_stall),
+        bounded=lambda answering: all_within(answers.write_stall, answering),
     )
 
 

@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -26,12 +26,13 @@ from starlette.types import ASGIApp
 
 from headworks import fairness
 from headworks.address import Network
-from headworks.admission import Answers
+from headworks.admission import AdmissionGate, Answers
 from headworks.cleanup import Reaper
 from headworks.fairness import Fairness, FairnessGate, Routes
 from headworks.health import Health, Pages, Probes, Termination
 from headworks.identity import Resolver
 from headworks.limits.shapes import Window
+from headworks.policy.laws_of_entry import HEADROOM
 from headworks.policy.load import load
 from headworks.policy.settings import CLEANUP, LAST_WORDS, Policy
 from headworks.store.ladder import FAILURES
@@ -40,11 +41,13 @@ from headworks.telemetry import Sink, Telemetry
 from headworks.telemetry.prometheus import PrometheusSink
 from headworks.vendor import Vendor
 from headworks.works.build import (
+    bounds_of,
     gate_of,
     identifier_of,
     known_of,
     management_of,
     pressure_of,
+    readmit,
     rules_of,
     slots_of,
     store_of,
@@ -108,6 +111,7 @@ class Headworks:
         self._answers = Answers(policy.admission.write_stall)
         self._pressure = pressure_of(policy, self.telemetry, now)
         self._slots = slots_of(policy, self._pressure, rng)
+        self._most = policy.admission.server_backstop - HEADROOM
         self._fairness = Fairness(
             rules, store=self._store, identifier=self._identifier, telemetry=self.telemetry
         )
@@ -138,7 +142,8 @@ class Headworks:
         self._app: Starlette | None = None
         self._routes: Routes | None = None
         self._policy_watch: PolicyWatch | None = None
-        self._watches: list[asyncio.Task[None]] = []
+        self._gate: AdmissionGate | None = None
+        self._watches: dict[str, asyncio.Task[None]] = {}
 
     @classmethod
     def load(
@@ -211,13 +216,11 @@ class Headworks:
             self._answers.begin()
             if self._management is not None:
                 await self._management.start()
-            self._watches = [asyncio.create_task(self._health.watch(), name="headworks: health")]
+            self._watch("health", self._health.watch)
             if self._pressure.bounded:
-                watch = asyncio.create_task(self._pressure.watch(), name="headworks: pressure")
-                self._watches.append(watch)
+                self._watch("pressure", self._pressure.watch)
             if self._policy_watch is not None:
-                following = asyncio.create_task(self._policy_watch.run(), name="headworks: policy")
-                self._watches.append(following)
+                self._watch("policy", self._policy_watch.run)
             self._termination.install()
             await self._greet_store()
 
@@ -226,9 +229,9 @@ class Headworks:
         if not self._watches:
             return
         self._leave()
-        for watch in self._watches:
+        for watch in self._watches.values():
             watch.cancel()
-        await asyncio.wait(self._watches)
+        await asyncio.wait(self._watches.values())
         loop = asyncio.get_running_loop()
         drained = self._termination.ends_at or loop.time() + self.policy.drain_timeout
         await self._drain(drained)
@@ -247,7 +250,12 @@ class Headworks:
             except Exception:  # one that cannot be closed must not keep the others open
                 log.exception("%s was not closed", what)
         self._termination.remove()
-        self._watches = []  # last: what is cancelled halfway may be asked for again
+        self._watches = {}  # last: what is cancelled halfway may be asked for again
+
+    def _watch(self, what: str, look: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Look at something until the pod stops, unless that is under way."""
+        if what not in self._watches or self._watches[what].done():
+            self._watches[what] = asyncio.create_task(look(), name=f"headworks: {what}")
 
     def _leave(self) -> None:
         self._health.drain()
@@ -281,11 +289,16 @@ class Headworks:
 
     def _adopt(self, policy: Policy) -> None:
         """Go by a new policy in all that may change while requests are served, between two of them."""
-        change = Change.between(self.policy, policy)
+        change = Change.between(self.policy, policy, most=self._most)
         rules, without = rules_of(change.policy), without_store(change.policy)
+        bounds = bounds_of(change.policy)
         self.policy, self._fairness.rules, self._identifier.callers = change.policy, rules, rules.callers
         self._without_store.clear()
         self._without_store.update(without)
+        self._pressure.bound(*bounds)
+        if self._pressure.bounded and self._watches:
+            self._watch("pressure", self._pressure.watch)
+        readmit(change.policy.admission, slots=self._slots, answers=self._answers, gate=self._gate)
         change.tell(self.telemetry)
         self._name_idle_limits()
 
@@ -302,7 +315,7 @@ class Headworks:
         build = app.build_middleware_stack
 
         def outermost() -> ASGIApp:
-            admission = gate_of(
+            admission = self._gate = gate_of(
                 self.policy,
                 build(),
                 slots=self._slots,
@@ -310,6 +323,7 @@ class Headworks:
                 identifier=self._identifier,
                 telemetry=self.telemetry,
                 reaper=self._reaper,
+                routes=routes,
             )
             known = known_of(
                 self.policy,

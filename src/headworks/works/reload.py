@@ -22,7 +22,20 @@ from headworks.telemetry import Changed, Telemetry
 
 log = logging.getLogger("headworks")
 
-LIVE: Final = (("fairness",), ("service", "trust"))
+ADMISSION: Final = (
+    "max_in_flight",
+    "max_websockets",
+    "queue_timeout",
+    "background_tasks",
+    "lag_high",
+    "memory_high",
+    "shadow",
+    "write_stall",
+)
+"""What may change of `[admission]`: the rest is the server's, or says whom to believe."""
+PLACES: Final = (("admission", "max_in_flight"), ("admission", "max_websockets"))
+"""Not beyond what the server lets in, who goes by the policy it was started with."""
+LIVE: Final = (("fairness",), ("service", "trust"), *(("admission", name) for name in ADMISSION))
 """What may change while requests are served; all else needs a restart."""
 
 _SECRET: Final = ("fairness", "keys")
@@ -110,14 +123,25 @@ class Change(NamedTuple):
     restart: tuple[str, ...]
 
     @classmethod
-    def between(cls, old: Policy, new: Policy) -> Change:
+    def between(cls, old: Policy, new: Policy, *, most: int) -> Change:
+        """most  requests and websockets that the running server has room for"""
+        held = () if _places(new) <= max(most, _places(old)) else PLACES
         live: list[str] = []
         restart: list[str] = []
         for place in differences(old, new):
-            may = any(place[: len(head)] == head for head in LIVE)
+            may = place not in held and any(place[: len(head)] == head for head in LIVE)
             (live if may else restart).append(dotted(place))
         service = old.service.model_copy(update={"trust": new.service.trust})
-        running = old.model_copy(update={"service": service, "fairness": new.fairness})
+        admission = old.admission.model_copy(
+            update={
+                name: getattr(new.admission, name)
+                for name in ADMISSION
+                if ("admission", name) not in held
+            }
+        )
+        running = old.model_copy(
+            update={"service": service, "admission": admission, "fairness": new.fairness}
+        )
         return cls(running, tuple(live), tuple(restart))
 
     def tell(self, telemetry: Telemetry) -> None:
@@ -130,6 +154,11 @@ class Change(NamedTuple):
             names = ", ".join(self.restart)
             log.warning("the policy file has changed in %s: that needs a restart", names)
             telemetry.emit(Changed("policy", "needs-restart", names))
+
+
+def _places(policy: Policy) -> int:
+    """Requests and websockets in one pod at once."""
+    return policy.admission.max_in_flight + policy.admission.websockets
 
 
 def differences(old: Any, new: Any, at: Location = ()) -> Iterator[Location]:
