@@ -45,7 +45,7 @@ async def test_a_call_goes_through_and_leaves_nothing_behind(house: Any) -> None
 
 
 async def test_a_call_that_would_cost_less_than_nothing_is_a_mistake(house: Any) -> None:
-    """It would give the quota tokens that nobody has."""
+    """As for `as_`: it is named, and nothing has been booked for it."""
     vendor = house.vendor()
     with pytest.raises(ValueError, match="tokens: -5 must be 0 or more"):
         async with vendor.call(tokens=-5):
