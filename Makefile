@@ -7,7 +7,7 @@ BIN := .venv/bin
 .PHONY: help up test check prove checkov bench inbound contract clean
 
 help: ## what can be made
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 14
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 17
 
 up: .venv/local ## the whole stack on this machine, in the foreground; Ctrl-C ends all of it
 	@exec $(BIN)/headworks up $(ARGS)

@@ -84,6 +84,13 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
     assert missing_files(page, page.read_text(encoding="utf-8")) == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_row_of_a_table_is_one_line(page: Path) -> None:
+    """A row that goes on in the next line ends its table there, wherever it is shown."""
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert [row for row in rows if not row.endswith("|")] == []
+
+
 def test_every_test_that_a_page_names_exists() -> None:
     """As `tests/folder/test_file.py::test_name`."""
     named = [found for page in PAGES for found in TEST.findall(page.read_text(encoding="utf-8"))]

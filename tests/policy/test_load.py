@@ -270,6 +270,21 @@ def test_a_wrong_override_names_its_variable() -> None:
     assert "pw" not in found["store.url"]
 
 
+def test_a_table_that_only_a_variable_made_names_the_variable() -> None:
+    """The file does not have it, so that nobody would find the mistake there."""
+    found = problems(
+        shipped(),
+        {
+            "HEADWORKS_VENDOR__LLM__SLOTS": "3",
+            "HEADWORKS_VENDORS__LMM__QUOTA": '["60/min"]',
+            "HEADWORKS_VENDORS__LMM__SLOTS": "none",
+        },
+    )
+    assert "did you mean 'vendors'? (from the variable HEADWORKS_VENDOR__LLM__SLOTS)" in found["vendor"]
+    assert "(from the variable HEADWORKS_VENDORS__LMM__QUOTA)" in found["vendors.lmm.base_url"]
+    assert "(from the variable HEADWORKS_VENDORS__LMM__SLOTS)" in found["vendors.lmm.slots"]
+
+
 def test_a_secret_is_not_needed_to_read_a_policy() -> None:
     data = shipped()
     data["store"]["url"] = {"env": "NOT_SET"}

@@ -44,6 +44,15 @@ async def test_a_call_goes_through_and_leaves_nothing_behind(house: Any) -> None
     assert [event.ending for event in house.sink.of(Called)] == ["ok"]
 
 
+async def test_a_call_that_would_cost_less_than_nothing_is_a_mistake(house: Any) -> None:
+    """As for `as_`: it is named, and nothing has been booked for it."""
+    vendor = house.vendor()
+    with pytest.raises(ValueError, match="tokens: -5 must be 0 or more"):
+        async with vendor.call(tokens=-5):
+            pass
+    assert idle(vendor)
+
+
 async def test_two_trips_to_the_store_per_call_at_most(house: Any) -> None:
     vendor = house.vendor()
     for _ in range(20):

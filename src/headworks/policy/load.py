@@ -81,7 +81,10 @@ def parse(
 
 
 def override(tables: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, str], list[Problem]]:
-    """Write the overrides of `environ` into `tables`; returns each path's variable, and problems."""
+    """Write the overrides of `environ` into `tables`; returns the variable of each path, and problems.
+
+    A table that a variable made is its path: whatever is wrong there is the variable's, not the file's.
+    """
     origins: dict[str, str] = {}
     problems: list[Problem] = []
     for name in sorted(environ):
@@ -98,18 +101,23 @@ def override(tables: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[s
 
 
 def _place(tables: dict[str, Any], parts: list[str], value: Any) -> Location | None:
-    """Set the value where `parts` lead, matching existing names; None when a part is no table."""
-    here, location = tables, []
+    """Set the value where `parts` lead, matching existing names; None when a part is no table.
+
+    Returns where the value stands, or the uppermost table that had to be made for it.
+    """
+    here, location, made = tables, [], 0
     for part in parts[:-1]:
         name = _existing(here, part)
+        location.append(name)
+        if name not in here:
+            made = made or len(location)
         below = here.setdefault(name, {})
         if not isinstance(below, dict):
             return None
         here = below
-        location.append(name)
     name = _existing(here, parts[-1])
     here[name] = value
-    return (*location, name)
+    return (*location, name)[: made or None]
 
 
 def _existing(table: Mapping[str, Any], part: str) -> str:
@@ -133,7 +141,12 @@ def _value(text: str) -> Any:
 
 def _with_origin(problem: Problem, origins: Mapping[str, str]) -> Problem:
     """The problem, naming the variable that brought the value, where one did."""
-    for path, name in origins.items():
-        if problem.path == path or problem.path.startswith((path + ".", path + "[")):
-            return Problem(problem.path, f"{problem.message} (from the variable {name})")
-    return problem
+    from_variables = [
+        path
+        for path in origins
+        if problem.path == path or problem.path.startswith((path + ".", path + "["))
+    ]
+    if not from_variables:
+        return problem
+    name = origins[max(from_variables, key=len)]
+    return Problem(problem.path, f"{problem.message} (from the variable {name})")

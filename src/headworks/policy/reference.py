@@ -69,7 +69,8 @@ def _section(path: str, model: type[BaseModel]) -> Iterator[str]:
 def _row(name: str, field: FieldInfo) -> str:
     kind = _kind(field)
     says = f"{kind.unit}: {kind.allowed()}" if kind else "name: of what exists"
-    cells = (f"`{name}`", field.description or "", says, _default(field, kind))
+    what = " ".join((field.description or "").split())
+    cells = (f"`{name}`", what, says, _default(field, kind))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -58,7 +58,8 @@ GarbageCollection = Literal["freeze", "leave"]
 
 _HEADER = "[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"
 
-HeaderName = Annotated[str, Text(_HEADER, 'a header name, such as "X-Request-Timeout"')]
+DeadlineHeader = Annotated[str, Text(_HEADER, 'a header name, such as "X-Request-Timeout"')]
+ClassHeader = Annotated[str, Text(_HEADER, 'a header name, such as "X-Request-Criticality"')]
 AppName = Annotated[str, Text(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", 'module:attribute, as in "main:app"')]
 Image = Annotated[str, Text(r"[a-z0-9][\w./:@-]{0,254}", 'an image, such as "registry.example/app:1"')]
 HostName = Annotated[
@@ -84,7 +85,7 @@ class ServiceSettings(Section):
     """The ASGI application; its module is looked for beside the policy file first."""
     sla: Annotated[float, Seconds(0.1, 3600)] = 60.0
     """The whole budget of one request: every wait inside the pod respects it, and its answer ends."""
-    deadline_header: HeaderName | None = None
+    deadline_header: DeadlineHeader | None = None
     """Where a caller says in how many seconds it stops waiting, if sooner; absent: nowhere."""
     trust: Networks = ()
     """Whose forwarding headers the pods believe: the gateway's addresses."""
@@ -178,7 +179,7 @@ class AdmissionSettings(Section):
     """How late the event loop may wake before the pod sheds load; absent: it does not matter."""
     memory_high: Annotated[int, Bytes(1024**2, 1024**4)] | None = None
     """The process's resident memory at which the pod sheds load; absent: it does not matter."""
-    criticality_header: HeaderName | None = None
+    criticality_header: ClassHeader | None = None
     """Where callers within `service.trust` may state a request's class; absent: nowhere."""
     shadow: Annotated[bool, YesNo()] = False
     """Refuse nobody, only count who would have been: to try numbers out."""

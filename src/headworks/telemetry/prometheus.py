@@ -47,7 +47,7 @@ class PrometheusSink:
     headworks_admission_wait_seconds{ending}                    time spent in the pod's own line
     headworks_vendor_calls_total{vendor,model,ending,status}    attempts at vendors
     headworks_vendor_call_seconds{vendor,model}                 how long they took
-    headworks_vendor_units_total{vendor,model}                  what they cost
+    headworks_vendor_units_total{vendor,model}                  tokens they cost
     headworks_vendor_wait_seconds{vendor}                       time spent in the line
     headworks_changes_total{subject,state}                      what switched state
     """
@@ -83,7 +83,7 @@ class PrometheusSink:
         self._call_seconds = self._times(
             "vendor_call_seconds", "Seconds an attempt took", "vendor", "model"
         )
-        self._units = self._counts("vendor_units", "What attempts cost", "vendor", "model")
+        self._units = self._counts("vendor_units", "Tokens that attempts cost", "vendor", "model")
         self._waits = self._times(
             "vendor_wait_seconds", "Seconds a call stood in its vendor's line", "vendor"
         )

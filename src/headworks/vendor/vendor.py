@@ -173,13 +173,15 @@ class Vendor:
     async def call(self, *, tokens: int = 0, model: str = "") -> AsyncIterator[VendorCall]:
         """Hold a booking and a slot around a call made by any asynchronous client.
 
-        tokens  what the call is expected to cost, where the vendor counts tokens; correct it with
+        tokens  what the call is expected to cost, where the vendor counts tokens, ≥ 0; correct it with
                 `settle` once it is known
         model   whose own quota counts too, where the policy gives it one
 
         Raises `Refused` when the call may not be made, `CallTimeout` when the block takes longer
         than the policy's call_timeout, and `VendorFailed` from an `OSError` inside the block.
         """
+        if tokens < 0:
+            raise ValueError(f"tokens: {tokens} must be 0 or more")
         wish = self._wishes.now()
         cost = wish.cost({"requests": 1, "tokens": tokens, "input_tokens": tokens})
         async with self._pipeline.hold(model, cost, wish.standing(current(), math.inf)) as attempt:

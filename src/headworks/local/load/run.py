@@ -89,7 +89,8 @@ class LoadRun:
             await probe.exchange(f"GET /health HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())
         except Broken:
             raise CannotStart(
-                f"nothing answers at {self._url}; start the stack with `headworks up`"
+                f"nothing answers at {self._url}; start the stack with `headworks up`, "
+                "or say with --url where it is"
             ) from None
         finally:
             probe.close()
