@@ -1,0 +1,43 @@
+"""Another way to a server, which can be cut: what it is told on one port, it tells on another.
+
+    python -m bench.contract.detour FROM TO
+
+Stopped (SIGSTOP) it is a network that carries nothing and says nothing; going on, it delivers late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import suppress
+
+from headworks.local.parts import LOOPBACK
+
+PIECE = 65_536
+
+
+async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Pass everything on, then the end; an end that is not clean is an end."""
+    with suppress(OSError):
+        while piece := await reader.read(PIECE):
+            writer.write(piece)
+            await writer.drain()
+    writer.close()
+
+
+async def main(port: int, to: int) -> None:
+    """Serve until it is ended."""
+
+    async def carried(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection(LOOPBACK, to)
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(_carry(reader, far_writer), _carry(far_reader, writer))
+
+    await (await asyncio.start_server(carried, LOOPBACK, port)).serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
