@@ -86,14 +86,15 @@ async def _rolled(fleet: Processes) -> dict[str, int]:
     return {"replaced": len(before - alive(fleet))}
 
 
-async def _stands_still(pid: int, seconds: float) -> dict[str, int]:
-    """A process runs no further for a while: whoever asks it is not answered."""
+async def _stands_still(fleet: Processes, pid: int, seconds: float) -> dict[str, int]:
+    """The store, or the way to it, runs no further for a while: whoever asks is not answered."""
+    up = await fleet.stack.degraded()
     os.kill(pid, signal.SIGSTOP)
     try:
         await asyncio.sleep(seconds)
+        return {"before": up, "degraded": await fleet.stack.degraded()}
     finally:
         os.kill(pid, signal.SIGCONT)
-    return {}
 
 
 async def _sick(fleet: Processes) -> dict[str, int]:
@@ -131,8 +132,8 @@ def _scenes(fleet: Processes, detour: int) -> dict[str, Scene]:
     return {
         DEAD: partial(_killed, fleet),
         ROLLED: partial(_rolled, fleet),
-        STILL: partial(_stands_still, store, STANDS_STILL),
-        CUT: partial(_stands_still, detour, CUT_OFF),
+        STILL: partial(_stands_still, fleet, store, STANDS_STILL),
+        CUT: partial(_stands_still, fleet, detour, CUT_OFF),
         SICK: partial(_sick, fleet),
     }
 
@@ -164,7 +165,7 @@ async def shaken(seed: int) -> dict[str, Any]:
         "left": asdict(end),
         "rejected": rejected,
         "off": {vendor: off[vendor] - rejected[vendor] for vendor in BOTH},
-        "accepted": {vendor: one["accepted"] for vendor, one in stats.items()},
+        "accepted by the second": {vendor: one["series"] for vendor, one in stats.items()},
         "streams left": sum(one["streams_closed_early"] for one in stats.values()),
         "served": served,
         "idle tasks": idle,
@@ -173,11 +174,13 @@ async def shaken(seed: int) -> dict[str, Any]:
 
 async def _act(fleet: Processes, scene: Scene) -> dict[str, Any]:
     """What the scene tells, the calls rejected since its beginning, and how soon all was as before."""
-    before = await _rejected(fleet)
+    clock = asyncio.get_running_loop()
+    before, began = await _rejected(fleet), clock.time()
     told = await scene()
+    over = clock.time()
     took = await _recovered(fleet)
     more = {vendor: now - before[vendor] for vendor, now in (await _rejected(fleet)).items()}
-    return {**told, "recovered": took, "rejected": more}
+    return {**told, "seconds": round(over - began, 1), "recovered": took, "rejected": more}
 
 
 async def _recovered(fleet: Processes) -> float | None:
@@ -301,6 +304,16 @@ def judged(found: Mapping[str, Any]) -> Claim:
         *(
             Figure(f"{name}: seconds until a window is used", scene["recovered"], "<=", WINDOW)
             for name, scene in scenes.items()
+        ),
+        *(
+            Figure(
+                f"{name}: pods that go without the store",
+                scenes[name]["degraded"],
+                "==",
+                pods,
+                Control("before", scenes[name]["before"]),
+            )
+            for name, pods in ((STILL, PODS), (CUT, len(ASTRAY)))
         ),
         *(
             Figure(
