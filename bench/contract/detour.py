@@ -1,6 +1,8 @@
-"""Another way to a server, which can be cut: what it is told on one port, it tells on another.
+"""Another way to a server, which can be cut: what is told to a socket is told to a port.
 
-    python -m bench.contract.detour FROM TO
+    python -m bench.contract.detour SOCKET PORT
+
+SOCKET is the number of an open file that it is born with, so that nobody else can take its port first.
 
 Stopped (SIGSTOP) it is a network that carries nothing and says nothing; going on, it delivers late.
 """
@@ -8,6 +10,7 @@ Stopped (SIGSTOP) it is a network that carries nothing and says nothing; going o
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from contextlib import suppress
 
@@ -25,7 +28,7 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     writer.close()
 
 
-async def main(port: int, to: int) -> None:
+async def main(listening: socket.socket, to: int) -> None:
     """Serve until it is ended."""
 
     async def carried(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -36,8 +39,8 @@ async def main(port: int, to: int) -> None:
             return
         await asyncio.gather(_carry(reader, far_writer), _carry(far_reader, writer))
 
-    await (await asyncio.start_server(carried, LOOPBACK, port)).serve_forever()
+    await (await asyncio.start_server(carried, sock=listening)).serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(main(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])))

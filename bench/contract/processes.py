@@ -74,7 +74,8 @@ class Processes:
     def __init__(self, stack: Stack, judges: dict[str, int], clients: list[httpx2.AsyncClient]) -> None:
         self.stack, self.clients, self._judges = stack, clients, judges
         port = httpx2.URL(stack.part("valkey").url).port or 0
-        self.store, self.stores = Server(port), {port}
+        self.store = Server(port)
+        self.stores = {port}
 
     def crowd(self, vendor: str, *, unlimited: bool = False) -> Crowd:
         return Crowd(vendor, self.clients, unlimited=unlimited)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -22,7 +23,7 @@ from bench.contract.cells import PODS
 from bench.contract.chaos import WINDOW, recovered
 from bench.contract.fleet import drive
 from bench.contract.left import Left, alive, counted, gate, left
-from bench.contract.processes import SEEDS, VENDORS, Processes, processes
+from bench.contract.processes import VENDORS, Processes, processes
 from bench.rolling import restart
 from bench.stage import ROOT, Missing, Stage, stop
 from headworks.local import probe
@@ -140,13 +141,7 @@ def _scenes(fleet: Processes, detour: int) -> dict[str, Scene]:
 
 async def shaken(seed: int) -> dict[str, Any]:
     """All scenes in one run, and what was left over in the middle of it and at its end."""
-    port = probe.free_ports(LOOPBACK, 1, SEEDS)[0]
-    environ = {
-        "CONTRACT_ASTRAY": ",".join(ASTRAY),
-        "CONTRACT_DETOUR": f"valkey://{LOOPBACK}:{port}",
-        f"HEADWORKS_VENDORS__{FAILING.upper()}__BREAKER__OPEN_FOR": f"{FAILS:g}s",
-    }
-    async with processes(environ) as fleet, _detour(fleet, port) as detour:
+    async with _raised() as (fleet, detour):
         await _each(fleet)
         idle = await _idle(fleet)
         async with _demand(fleet, seed):
@@ -203,15 +198,30 @@ async def _used_again(fleet: Processes, vendor: str) -> float | None:
 
 
 @asynccontextmanager
-async def _detour(fleet: Processes, port: int) -> AsyncIterator[int]:
-    """The other way to the store, a process of its own; its id."""
-    fleet.stores.add(port)
-    (to,) = fleet.stores - {port}
+async def _raised() -> AsyncIterator[tuple[Processes, int]]:
+    """The fleet, and the id of the process by which some of its pods reach the store."""
+    with socket.create_server((LOOPBACK, 0)) as listening:
+        port = listening.getsockname()[1]
+        environ = {
+            "CONTRACT_ASTRAY": ",".join(ASTRAY),
+            "CONTRACT_DETOUR": f"valkey://{LOOPBACK}:{port}",
+            f"HEADWORKS_VENDORS__{FAILING.upper()}__BREAKER__OPEN_FOR": f"{FAILS:g}s",
+        }
+        async with processes(environ) as fleet, _detour(listening, fleet.store.port) as detour:
+            fleet.stores.add(port)
+            yield fleet, detour
+
+
+@asynccontextmanager
+async def _detour(listening: socket.socket, to: int) -> AsyncIterator[int]:
+    """A way from that socket to a port, as a process of its own; its id."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bench.contract.detour", str(port), str(to)),
+        *(sys.executable, "-m", "bench.contract.detour", str(listening.fileno()), str(to)),
+        pass_fds=(listening.fileno(),),
         cwd=ROOT,
         start_new_session=True,
     )
+    port = listening.getsockname()[1]
     try:
         if not await probe.wait_until(lambda: probe.valkey_answers(LOOPBACK, port), timeout=20.0):
             raise Missing("the detour to the store did not start")
