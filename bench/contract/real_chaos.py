@@ -8,38 +8,33 @@ what is left over is counted, as it was counted in the middle.
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import socket
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from bench.claims import Claim, Control, Figure
 from bench.contract.cells import PODS
 from bench.contract.chaos import WINDOW, recovered
+from bench.contract.faults import (
+    ASTRAY,
+    BOTH,
+    CUT,
+    DEAD,
+    KILLED,
+    ROLLED,
+    SICK,
+    STILL,
+    Scene,
+    raised,
+)
 from bench.contract.fleet import drive
-from bench.contract.left import Left, alive, counted, gate, left
-from bench.contract.processes import VENDORS, Processes, processes
-from bench.rolling import restart
-from bench.stage import ROOT, Missing, Stage, stop
+from bench.contract.left import Left, left
+from bench.contract.processes import VENDORS, Processes
+from bench.stage import Stage
 from headworks.local import probe
-from headworks.local.parts import LOOPBACK
 
-FAILING, STUMBLING = "sliding", "bucket"
-"""The vendor that fails nine of ten calls, and the one that fails three meanwhile."""
-BOTH = (FAILING, STUMBLING)
-FAILS, STUMBLES = 40.0, 60.0
-"""Seconds for which they do. The breaker stays open for as long as the first fails, so that no probe can
-meet a failure, and to open once is what it must do."""
 ABORTING = 0.2
-KILLED = ("pod-4", "pod-8")
-ASTRAY = ("pod-2", "pod-5", "pod-9")
-"""Pods that reach the store by a way of their own, which is cut."""
-STANDS_STILL, CUT_OFF = 5.0, 20.0
 USED = 0.9
 """The part of its bound that a window must be used to after a fault."""
 POOL = 6.0
@@ -49,13 +44,6 @@ LET_GO = 30.0
 OFF = 4.0
 """Seconds of the same demand without the limiter."""
 
-DEAD, ROLLED, STILL, CUT, SICK = (
-    "two pods killed",
-    "rolling restart",
-    "store stands still 5 s",
-    "three pods cut off",
-    "vendors fail",
-)
 LEFT = {
     "held": "slots, places in line, bookings and calls of pods",
     "tasks": "tasks, beyond those of an idle pod",
@@ -65,89 +53,16 @@ LEFT = {
     "leases": "leases and probes in the store",
 }
 
-Scene = Callable[[], Awaitable[dict[str, int]]]
-
-
-async def _killed(fleet: Processes) -> dict[str, int]:
-    """Two pods die at once; what the store counts of them is looked at before it can run out."""
-    before = alive(fleet)
-    dead = {fleet.stack.part(name).pid or 0 for name in KILLED}
-    restarting = [asyncio.ensure_future(restart(fleet.stack, name, signal.SIGKILL)) for name in KILLED]
-    await asyncio.sleep(0)  # both have been sent their signal
-    still_counted = len(counted(fleet) & dead)
-    await asyncio.gather(*restarting)
-    return {"dead": still_counted, "replaced": len(before - alive(fleet))}
-
-
-async def _rolled(fleet: Processes) -> dict[str, int]:
-    """Every pod is told to go and replaced, one after the other."""
-    before = alive(fleet)
-    for pod in fleet.stack.pods():
-        await restart(fleet.stack, pod.name, signal.SIGTERM)
-    return {"replaced": len(before - alive(fleet))}
-
-
-async def _stands_still(fleet: Processes, pid: int, seconds: float) -> dict[str, int]:
-    """The store, or the way to it, runs no further for a while: whoever asks is not answered."""
-    up = await fleet.stack.degraded()
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        await asyncio.sleep(seconds)
-        return {"before": up, "degraded": await fleet.stack.degraded()}
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
-async def _sick(fleet: Processes) -> dict[str, int]:
-    """One vendor fails nine of ten calls for 40 s, the other three of ten for a minute."""
-    before = {vendor: gate(fleet, vendor)[0] for vendor in BOTH}
-    probes, _ = await asyncio.gather(
-        _fails(fleet, FAILING, 0.9, FAILS), _fails(fleet, STUMBLING, 0.3, STUMBLES)
-    )
-    return {f"moves, {v}": gate(fleet, v)[0] - before[v] for v in BOTH} | {"probes": probes}
-
-
-async def _fails(fleet: Processes, vendor: str, ratio: float, seconds: float) -> int:
-    """Returns when the vendor is well again and its breaker closed; the probes under way, at most."""
-    most = 0
-
-    async def closed() -> bool:
-        nonlocal most
-        _, open_until, probes = gate(fleet, vendor)
-        most = max(most, probes)
-        return open_until == 0
-
-    await fleet.told(vendor, "/faults", fail_ratio=ratio)
-    try:
-        await asyncio.sleep(seconds)
-    finally:
-        await fleet.told(vendor, "/faults", fail_ratio=0.0)
-    await probe.wait_until(closed, timeout=2 * seconds)
-    return most
-
-
-def _scenes(fleet: Processes, detour: int) -> dict[str, Scene]:
-    store = fleet.stack.part("valkey").pid
-    if store is None:
-        raise Missing("the store is not running")
-    return {
-        DEAD: partial(_killed, fleet),
-        ROLLED: partial(_rolled, fleet),
-        STILL: partial(_stands_still, fleet, store, STANDS_STILL),
-        CUT: partial(_stands_still, fleet, detour, CUT_OFF),
-        SICK: partial(_sick, fleet),
-    }
-
 
 async def shaken(seed: int) -> dict[str, Any]:
     """All scenes in one run, and what was left over in the middle of it and at its end."""
-    async with _raised() as (fleet, detour):
+    async with raised() as (fleet, all_scenes):
         await _each(fleet)
         idle = await _idle(fleet)
         async with _demand(fleet, seed):
             await _recovered(fleet)
             middle = asdict(await left(fleet, BOTH, idle))
-            scenes = {name: await _act(fleet, scene) for name, scene in _scenes(fleet, detour).items()}
+            scenes = {name: await _act(fleet, scene) for name, scene in all_scenes.items()}
         await asyncio.sleep(POOL)
         served = await _each(fleet)
         end = await _let_go(fleet, idle)
@@ -181,7 +96,8 @@ async def _act(fleet: Processes, scene: Scene) -> dict[str, Any]:
 async def _recovered(fleet: Processes) -> float | None:
     """Seconds until every vendor's window is used again; None if that takes longer than one."""
     found = await asyncio.gather(*(_used_again(fleet, vendor) for vendor in BOTH))
-    return max((took for took in found if took is not None), default=None) if None not in found else None
+    in_time = [took for took in found if took is not None]
+    return max(in_time) if len(in_time) == len(found) else None
 
 
 async def _used_again(fleet: Processes, vendor: str) -> float | None:
@@ -195,39 +111,6 @@ async def _used_again(fleet: Processes, vendor: str) -> float | None:
         if took <= WINDOW:
             return took
     return None
-
-
-@asynccontextmanager
-async def _raised() -> AsyncIterator[tuple[Processes, int]]:
-    """The fleet, and the id of the process by which some of its pods reach the store."""
-    with socket.create_server((LOOPBACK, 0)) as listening:
-        port = listening.getsockname()[1]
-        environ = {
-            "CONTRACT_ASTRAY": ",".join(ASTRAY),
-            "CONTRACT_DETOUR": f"valkey://{LOOPBACK}:{port}",
-            f"HEADWORKS_VENDORS__{FAILING.upper()}__BREAKER__OPEN_FOR": f"{FAILS:g}s",
-        }
-        async with processes(environ) as fleet, _detour(listening, fleet.store.port) as detour:
-            fleet.stores.add(port)
-            yield fleet, detour
-
-
-@asynccontextmanager
-async def _detour(listening: socket.socket, to: int) -> AsyncIterator[int]:
-    """A way from that socket to a port, as a process of its own; its id."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bench.contract.detour", str(listening.fileno()), str(to)),
-        pass_fds=(listening.fileno(),),
-        cwd=ROOT,
-        start_new_session=True,
-    )
-    port = listening.getsockname()[1]
-    try:
-        if not await probe.wait_until(lambda: probe.valkey_answers(LOOPBACK, port), timeout=20.0):
-            raise Missing("the detour to the store did not start")
-        yield process.pid
-    finally:
-        await stop(process)
 
 
 @asynccontextmanager

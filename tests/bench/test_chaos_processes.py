@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from bench.claims import Verdict
 from bench.contract.chaos import recovered
+from bench.contract.faults import CUT, DEAD, ROLLED, SICK, STILL
 from bench.contract.processes import SLIDING
-from bench.contract.real_chaos import CUT, DEAD, LEFT, ROLLED, SICK, STILL, judged
+from bench.contract.real_chaos import LEFT, judged
 from bench.contract.sockets import CLOSE_WAIT, ESTABLISHED, lost, parsed
 
 SCENES: dict[str, dict[str, Any]] = {
