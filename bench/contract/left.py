@@ -17,7 +17,7 @@ GATE = (
     script("gate", "clock", "shapes").source
     + """
 local gate = make_gate().read(redis.call('GET', KEYS[1]), 0)
-return {gate.epoch, gate.open, #gate.probes}
+return {gate.epoch, gate.open}
 """
 )
 STORE = 2
@@ -35,7 +35,7 @@ class Left:
     sockets  that nobody needs any more
     calls    that a vendor is still busy with
     dead     processes that the store counts and that are no more
-    leases   places in the store, probes of breakers included
+    leases   places in the store that somebody holds
     """
 
     held: int
@@ -56,7 +56,7 @@ async def left(fleet: Processes, vendors: Collection[str], idle: int) -> Left:
         sockets=_sockets(fleet, vendors),
         calls=sum(one["in_flight"] for one in stats),
         dead=len(counted(fleet) - alive(fleet)),
-        leases=_leases(fleet) + sum(gate(fleet, vendor)[2] for vendor in vendors),
+        leases=leased(fleet),
     )
 
 
@@ -87,7 +87,7 @@ def counted(fleet: Processes) -> set[int]:
     return {int(beat.partition(b"-")[0]) for beat in beats}
 
 
-def _leases(fleet: Processes) -> int:
+def leased(fleet: Processes) -> int:
     """Leases that have not run out."""
     store: Any = fleet.store.client
     seconds, us = store.time()
@@ -98,10 +98,10 @@ def _leases(fleet: Processes) -> int:
     )
 
 
-def gate(fleet: Processes, vendor: str) -> tuple[int, int, int]:
-    """A breaker as the store has it: its epoch, which rises with each move; until when it is open, 0:
-    closed; probes under way."""
+def gate(fleet: Processes, vendor: str) -> tuple[int, int]:
+    """A breaker as the store has it: its epoch, which rises with each move; and until when it is open,
+    0: closed."""
     key = gate_key(f"{{vendor:{vendor}}}:{vendor}:gate")
     found: Any = fleet.store.client.eval(GATE, 1, key)
-    epoch, open_until, probes = found
-    return epoch, open_until, probes
+    epoch, open_until = found
+    return epoch, open_until

@@ -50,7 +50,7 @@ LEFT = {
     "sockets": "connections nobody needs",
     "calls": "calls the vendors are busy with",
     "dead": "dead processes that the store counts",
-    "leases": "leases and probes in the store",
+    "leases": "leases in the store",
 }
 
 
@@ -71,7 +71,7 @@ async def shaken(seed: int) -> dict[str, Any]:
         off = await _unlimited(fleet, seed)
     return {
         "scenes": scenes,
-        "middle": middle | {"dead": scenes[DEAD]["dead"], "leases": scenes[SICK]["probes"]},
+        "middle": middle | {name: scenes[DEAD][name] for name in ("dead", "leases")},
         "left": asdict(end),
         "rejected": rejected,
         "off": {vendor: off[vendor] - rejected[vendor] for vendor in BOTH},

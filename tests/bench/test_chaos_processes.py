@@ -13,11 +13,11 @@ from bench.contract.real_chaos import LEFT, judged
 from bench.contract.sockets import CLOSE_WAIT, ESTABLISHED, lost, parsed
 
 SCENES: dict[str, dict[str, Any]] = {
-    DEAD: {"replaced": 2, "dead": 2},
+    DEAD: {"replaced": 2, "dead": 2, "leases": 1},
     ROLLED: {"replaced": 10},
     STILL: {"before": 0, "degraded": 10},
     CUT: {"before": 0, "degraded": 3},
-    SICK: {"moves, sliding": 2, "moves, bucket": 0, "probes": 2},
+    SICK: {"moves, sliding": 2, "moves, bucket": 0},
 }
 
 
