@@ -202,12 +202,12 @@ async def _said(sdk: AsyncOpenAI) -> str:
 
 async def no_store(stage: Stage) -> Claim:
     """`headworks up` where Valkey never answers: its binary is one that only sleeps."""
-    up = await _store_state(await stage.shipped())
+    up = await (await stage.shipped()).degraded()
     with tempfile.TemporaryDirectory() as folder:
         _write_sleeping_valkey(Path(folder))
         async with running(environ={"PYTHONPATH": folder}) as stack:
             warned = "pods start degraded" in stack.said.read_text(encoding="utf-8")
-            state = await _store_state(stack)
+            state = await stack.degraded()
             async with client(base_url=stack.url) as asking:
                 answers = await _patiently(asking, "enterprise-1")
     statuses = [answer.status_code for answer in answers]
@@ -250,13 +250,3 @@ async def _patiently(asking: httpx2.AsyncClient, key: str) -> list[httpx2.Respon
         await asyncio.sleep(min(10, int(answers[-1].headers.get("retry-after", 1))))
         answers.append(await chat(asking, key))
     return answers
-
-
-async def _store_state(stack: Stack) -> int:
-    """How many pods are ready although their store is not up."""
-    degraded = 0
-    for pod in stack.pods():
-        async with client(base_url=pod.url) as asking:
-            answer = await asking.get("/ready")
-        degraded += answer.status_code == 200 and answer.json()["store"]["state"] != "up"
-    return degraded

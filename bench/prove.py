@@ -24,7 +24,7 @@ from rich.console import Console
 
 from bench import bad_input, edge, offline, overload, pressure, probes, rolling, service, slow
 from bench.claims import Claim, all_hold, table
-from bench.contract import real
+from bench.contract import real, real_chaos
 from bench.stage import ROOT, Stage
 from headworks.local.gateways import nginx_binary
 
@@ -49,6 +49,7 @@ CLAIMS: dict[str, Act] = {
     "contract": offline.contract,
     "chaos": offline.chaos,
     "contract-processes": real.kept,
+    "chaos-processes": real_chaos.kept,
     "overload": overload.overload,
     "probes": probes.probed,
     "cascade": offline.cascade,

@@ -82,7 +82,7 @@ async def _round(stage: Stage, stack: Stack, number: signal.Signals) -> Round:
     try:
         await asyncio.sleep(EVERY / 2)
         for pod in stack.pods():
-            found.seconds.append(await _restart(stack, pod.name, number))
+            found.seconds.append(await restart(stack, pod.name, number))
             await asyncio.sleep(SEEN)
         report = await loading
         over.set()
@@ -98,7 +98,7 @@ async def _round(stage: Stage, stack: Stack, number: signal.Signals) -> Round:
     return found
 
 
-async def _restart(stack: Stack, name: str, number: signal.Signals) -> float:
+async def restart(stack: Stack, name: str, number: signal.Signals) -> float:
     """End one pod and wait until its successor is ready; seconds that took."""
     part = stack.part(name)
     if part.pid is None:

@@ -66,6 +66,15 @@ class Stack:
     def pods(self) -> list[Part]:
         return [part for part in self.status().parts if part.kind == "pod"]
 
+    async def degraded(self) -> int:
+        """How many pods are ready although their store is not up."""
+        found = 0
+        for pod in self.pods():
+            async with client(base_url=pod.url) as asking:
+                answer = await asking.get("/ready")
+            found += answer.status_code == 200 and answer.json()["store"]["state"] != "up"
+        return found
+
     async def vendor_stats(self, name: str) -> dict[str, Any]:
         """The fake vendor's own count."""
         base = httpx2.URL(self.status().vendors[name])

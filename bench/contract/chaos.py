@@ -248,8 +248,8 @@ async def _run(name: str, seed: int, cell: Cell) -> Aftermath:
     lost += len(asyncio.all_tasks()) - 1
     return Aftermath(
         rejected=sum(fleet.vendor.ledger.rejected.values()),
-        recovered=_recovered(accepted, over - began, cell),
-        used=round(_used(accepted[int(over - began + WINDOW) :], cell), 4),
+        recovered=recovered(accepted, over - began, cell),
+        used=round(used(accepted[int(over - began + WINDOW) :], cell), 4),
         opened=len(fleet.moves.epochs),
         closed=shut == 0.0,
         lost=lost,
@@ -261,16 +261,17 @@ async def _drive(fleet: Shaken, seed: int) -> Driven:
     return await drive(fleet, 1e9, seed)
 
 
-def _used(accepted: list[int], cell: Cell) -> float:
+def used(accepted: list[int], cell: Cell) -> float:
+    """The part of its bound that these seconds' calls are."""
     bound = cell.calls * paced.utilisation(cell.window, cell.jitter, cell.mechanism)
     return sum(accepted) / len(accepted) / bound if accepted else 0.0
 
 
-def _recovered(accepted: list[int], over: float, cell: Cell) -> float:
-    """Seconds from then to the first whole window that is used to 99 %."""
+def recovered(accepted: list[int], over: float, cell: Cell, part: float = 0.99) -> float:
+    """Seconds from then to the first whole window of which that part is used."""
     width = int(WINDOW)
     for at in range(int(over), len(accepted) - width):
-        if _used(accepted[at : at + width], cell) >= 0.99:
+        if used(accepted[at : at + width], cell) >= part:
             return round(at - over, 1) if at > over else 0.0
     return float("inf")
 

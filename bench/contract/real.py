@@ -1,143 +1,27 @@
-"""The same fleet as ten processes: the shipped stack, a Valkey and a vendor that judges, on loopback.
+"""The fleet as ten processes, five times overloaded: nothing is rejected, and the quota is used up.
 
-Calls come over HTTP, go through the application that `protect` stands around, and leave through the
-vendor's client. The vendor is a process of its own, which knows no policy; it lets every call travel for
-a random part of the jitter before it counts it. Half of the demand reaches the first pod.
+Half of the demand reaches the first pod; figures are taken from the vendor's own count.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import httpx2
-
 from bench.claims import Claim, Control, Figure
-from bench.contract.cells import PODS, Cell
+from bench.contract.cells import PODS
 from bench.contract.fleet import TENANTS, Outcome, drive, quantiles
-from bench.core.server import Server
-from bench.stage import ROOT, Missing, Stack, Stage, client, headworks, running, stop
-from headworks.current import current
+from bench.contract.processes import BUCKET, SLIDING, VENDORS, Processes, processes
+from bench.stage import Stage
 from headworks.limits import paced
-from headworks.local import probe
-from headworks.local.parts import LOOPBACK
 
-POLICY = ROOT / "bench" / "pod" / "contract.toml"
-JITTER = 0.05
-"""Seconds that a call may travel, at most; the pods' policy reckons with twice as much, since they may
-be late themselves."""
-LATENCY = "uniform:200ms:1s"
 TRIES = 3
 """How often the fleet without J is given the chance to break the contract."""
-SEEDS = random.Random()
 USED, TRIPS = 0.97, 3.0
 """Of the bound, what must be used: of 250 calls one is 0.4 %, and what a busy machine wakes too late
 for is given back. Trips to the store for each call served, settling included."""
-
-SLIDING = Cell("sliding 10 s", "sliding", 10.0, JITTER)
-BUCKET = Cell("bucket 1 s", "bucket", 1.0, JITTER)
-VENDORS = {"sliding": SLIDING, "eager": SLIDING, "bucket": BUCKET}
-"""The policy's vendors, and what judges them: two of them are paced differently against the same one."""
-
-
-class Crowd:
-    """Who sends: through pods at a vendor, or past the limiter in the same pods.
-
-    aborting  the part of the callers that leave within a second or so
-    """
-
-    def __init__(
-        self, vendor: str, clients: list[httpx2.AsyncClient], *, unlimited: bool = False
-    ) -> None:
-        self.cell, self.aborting = VENDORS[vendor], 0.0
-        self._clients = clients
-        self._path = f"/send/{vendor}" + ("?unlimited=true" if unlimited else "")
-
-    async def send(self, pod: int, tokens: int) -> int:
-        """One call; its status, 0 where nobody answered."""
-        said = {"role": "user", "content": "hi"}
-        body = {"model": "m", "messages": [said], "max_tokens": tokens, "stream": self.aborting > 0}
-        try:
-            key = {"x-api-key": current().tenant}
-            return (await self._clients[pod].post(self._path, json=body, headers=key)).status_code
-        except httpx2.TransportError:
-            return 0
-
-
-class Processes:
-    """The stack, the vendors beside it, and a way to each pod."""
-
-    def __init__(self, stack: Stack, judges: dict[str, int], clients: list[httpx2.AsyncClient]) -> None:
-        self.stack, self.clients, self._judges = stack, clients, judges
-        self.store = Server(httpx2.URL(stack.part("valkey").url).port or 0)
-
-    def crowd(self, vendor: str, *, unlimited: bool = False) -> Crowd:
-        return Crowd(vendor, self.clients, unlimited=unlimited)
-
-    def judge(self, vendor: str) -> int:
-        """The port of the one who judges that vendor's calls."""
-        return self._judges[VENDORS[vendor].name]
-
-    async def told(self, vendor: str, path: str = "/stats", **change: Any) -> dict[str, Any]:
-        """What the judge says; or what it answers to a change."""
-        url = f"http://{LOOPBACK}:{self.judge(vendor)}{path}"
-        async with client() as asking:
-            answer = await (asking.post(url, json=change) if change else asking.get(url))
-            found: dict[str, Any] = answer.json()
-            return found
-
-    def trips(self) -> int:
-        """Scripts that Valkey has run so far, but for the beats by which pods count one another."""
-        told: dict[str, Any] = self.store.client.info("commandstats")  # type: ignore[assignment]
-        calls = {
-            name: told.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "zcard")
-        }
-        return int(calls["evalsha"] - calls["zcard"])
-
-    async def looks(self) -> list[dict[str, Any]]:
-        """What every pod holds, and what it heard since it was last asked."""
-        return [(await one.get("/look")).json() for one in self.clients]
-
-
-@asynccontextmanager
-async def processes() -> AsyncIterator[Processes]:
-    """Ten pods, ended with the context."""
-    async with AsyncExitStack() as raised:
-        judges = {}
-        for cell in (SLIDING, BUCKET):
-            judges[cell.name] = await raised.enter_async_context(_judge(cell))
-        urls = (f"{name}=http://{LOOPBACK}:{judges[cell.name]}/v1" for name, cell in VENDORS.items())
-        options = [part for url in urls for part in ("--vendor-url", url)]
-        stack = await raised.enter_async_context(running("--pods", str(PODS), *options, policy=POLICY))
-        clients = [await raised.enter_async_context(client(base_url=pod.url)) for pod in stack.pods()]
-        yield Processes(stack, judges, clients)
-
-
-@asynccontextmanager
-async def _judge(cell: Cell) -> AsyncIterator[int]:
-    """A vendor that counts as the cell says; its port."""
-    port = probe.free_ports(LOOPBACK, 1, SEEDS)[0]
-    counts = ("--mechanism", cell.mechanism, "--limit", f"{cell.per_minute}/min")
-    if cell.mechanism == "bucket":
-        counts += ("--burst", str(round(cell.per_minute * cell.window / 60)))
-    else:
-        counts += ("--window", f"{cell.window:g}s")
-    travel = ("--arrival-jitter", f"0ms:{cell.jitter * 1000:g}ms", "--latency", LATENCY)
-    process = await headworks("fake-vendor", "--port", str(port), *counts, *travel)
-    try:
-        if not await probe.wait_until(lambda: _answers(port), timeout=20.0):
-            raise Missing("the vendor did not start")
-        yield port
-    finally:
-        await stop(process)
-
-
-async def _answers(port: int) -> bool:
-    return await probe.http_status(LOOPBACK, port, "/stats") == 200
 
 
 async def outcome(

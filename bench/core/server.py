@@ -48,7 +48,7 @@ class Server:
     """One running server; `url` names it for every client."""
 
     def __init__(self, port: int) -> None:
-        self.url = f"redis://127.0.0.1:{port}"
+        self.port, self.url = port, f"redis://127.0.0.1:{port}"
         self.client = redis.Redis(port=port)
 
     def emptied(self) -> None:

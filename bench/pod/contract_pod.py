@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.responses import Response, StreamingResponse
 
 from headworks import Headworks
-from headworks.telemetry import Changed, Event, Waited
+from headworks.telemetry import Event, Waited
 
 
 async def tier_of_key(key: str) -> str:
@@ -23,21 +24,27 @@ class Heard:
 
     def __init__(self) -> None:
         self.waits: list[float] = []
-        self.opened: list[str] = []
 
     def told(self) -> dict[str, Any]:
         found = dict(vars(self))
-        self.waits, self.opened = [], []
+        self.waits = []
         return found
 
     def record(self, event: Event) -> None:
         if isinstance(event, Waited):
             self.waits.append(event.seconds)
-        elif isinstance(event, Changed) and event.state == "open":
-            self.opened.append(event.detail)
 
 
-works = Headworks.load(Path(__file__).parent / "contract.toml", resolve=tier_of_key)
+def surroundings() -> dict[str, str]:
+    """The environment; the pods that CONTRACT_ASTRAY names find the store at CONTRACT_DETOUR."""
+    found = dict(os.environ)
+    if found.get("HEADWORKS_POD") in found.get("CONTRACT_ASTRAY", "").split(","):
+        found["HEADWORKS_STORE__URL"] = found["CONTRACT_DETOUR"]
+    return found
+
+
+policy = Path(__file__).parent / "contract.toml"
+works = Headworks.load(policy, resolve=tier_of_key, environ=surroundings())
 app = works.protect(FastAPI())
 vendors = {name: works.vendor(name) for name in works.policy.vendors}
 plain, heard = httpx2.AsyncClient(), Heard()
