@@ -198,8 +198,11 @@ def followed(tmp_path: Path) -> Iterator[tuple[servers.ClusterOfThree, servers.S
         lambda: replica.client.info("replication").get("master_link_status") == "up",
         "the replica follows",
     )
-    for node in nodes:  # a node that takes it for a primary would not vote for it
-        servers.until(lambda node=node: node.takes_for_replica(replica), "every node knows whose it is")
+    # Who takes it for a primary does not vote for it, and it takes over only slots that it knows of.
+    for node in nodes:
+        servers.until(
+            lambda node=node: node.takes_for_replica(replica) and node.serves(), "every node knows all"
+        )
     yield cluster, primary, replica
     for node in nodes:
         node.close()
