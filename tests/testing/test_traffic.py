@@ -82,6 +82,7 @@ def test_a_models_limits_are_read_together() -> None:
         ({"fail_status": 200}, "fail_status: 200 must be a status from 400 to 599"),
         ({"hang": "yes"}, "hang: 'yes' must be true or false"),
         ({"disconnect": -1}, "disconnect: -1 must be null or a count"),
+        ({"error_after": True}, "error_after: True must be null or a count"),
         ({"arrival_jitter": "5s:1s"}, "arrival_jitter"),
         ({"colour": "red"}, "colour: unknown; there are latency"),
     ],
@@ -100,4 +101,5 @@ def test_changing_one_fault_leaves_the_others() -> None:
         "fail_status": 500,
         "hang": True,
         "disconnect": None,
+        "error_after": None,
     }

@@ -80,8 +80,8 @@ def fake_vendor(
     """Serve a vendor that speaks OpenAI's chat and Anthropic's messages and really enforces its limits.
 
     GET /stats tells what was accepted and rejected, POST /stats/reset starts counting anew, and POST
-    /faults changes latency, fail_ratio, hang, disconnect and arrival_jitter while it runs. Without
-    --limit, --tokens or --model nothing is limited.
+    /faults changes latency, arrival_jitter, fail_ratio, fail_status, hang, disconnect and error_after
+    while it runs. Without --limit, --tokens or --model nothing is limited.
 
     Example: headworks fake-vendor --limit 500/min --tokens 200000/min --mechanism sliding
     --arrival-jitter 0:250ms --port 9100

@@ -66,7 +66,8 @@ class Called(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """A vendor answered 429 or 529; `kind`: rate, ramp or spend. It pauses the whole fleet."""
+    """A vendor answered 429 or 529, or a stream told the like midway; `kind`: rate, ramp or spend.
+    It pauses the whole fleet."""
 
     vendor: str
     kind: str

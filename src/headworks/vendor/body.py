@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx2
 
@@ -15,6 +15,7 @@ from headworks.current import Current
 from headworks.errors import CallerLeft
 from headworks.limits.breaker import Ending
 from headworks.vendor.pipeline import Attempt
+from headworks.vendor.retry import Outcome
 from headworks.vendor.usage import UsageChunk, UsageReader
 
 log = logging.getLogger("headworks")
@@ -22,8 +23,9 @@ log = logging.getLogger("headworks")
 CLOSING = 2.0
 """Seconds that closing an unfinished connection may take."""
 
-Settle = Callable[[UsageReader, bool], Mapping[str, int] | None]
-"""What a call cost, from its body: the reader, and whether the body was read to its end."""
+Ended = Callable[[UsageReader, Ending, bool], Outcome]
+"""What a call came to, and cost, from its body: the reader, how reading ended, and whether the body was
+read to its end."""
 
 
 class Body(httpx2.AsyncByteStream):
@@ -49,12 +51,12 @@ class Body(httpx2.AsyncByteStream):
         streamed: bool,
         reader: UsageReader,
         hidden: UsageChunk | None,
-        settle: Settle,
+        ended: Ended,
         reaper: Reaper,
     ) -> None:
         assert isinstance(answer.stream, httpx2.AsyncByteStream)  # an async client's answer
         self._answer, self._attempt, self._who, self._gap = answer, attempt, who, gap
-        self._settle, self._reaper, self._loop = settle, reaper, asyncio.get_running_loop()
+        self._ended, self._reaper, self._loop = ended, reaper, asyncio.get_running_loop()
         self._pieces: AsyncIterator[bytes] = aiter(answer.stream)
         self._reader, self._hidden, self._streamed = reader, hidden, streamed
         self._closed = self._whole = self._reading = self._unread = False
@@ -133,8 +135,13 @@ class Body(httpx2.AsyncByteStream):
         self._closed, self._whole = True, whole
         self._idle.cancel()
         self._who.closers.discard(self._close)
-        used = self._settle(self._reader, whole)
-        self._attempt.end(ending, status=self._answer.status_code, used=used)
+        outcome = self._ended(self._reader, ending, whole)
+        self._attempt.end(
+            outcome.ending,
+            status=self._answer.status_code,
+            used=outcome.used,
+            cool_down=outcome.retry_after or 0.0,
+        )
 
     def look(self) -> None:
         """Close what nobody reads any more and no request will close."""

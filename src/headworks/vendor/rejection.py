@@ -13,8 +13,14 @@ from enum import StrEnum
 
 import httpx2
 
+REJECTED = 429
+OVERLOADED = frozenset({REJECTED, 529})
+
 LONGEST = 16_384
 """Bytes of a body that are looked at."""
+
+PAUSE = 1.0
+"""Seconds the fleet pauses when the vendor names no time."""
 
 SPENT = 60.0
 """Seconds the fleet pauses at least when its money is spent."""

@@ -37,10 +37,19 @@ from headworks.policy.profiles import Profile
 from headworks.policy.settings import VendorSettings
 from headworks.policy.units import Unit
 from headworks.telemetry import Rejected
+from headworks.vendor import midway
 from headworks.vendor.body import Body
 from headworks.vendor.estimate import Estimate, Outputs, Tokenizer, estimate, json_of
 from headworks.vendor.pipeline import Attempt, Exchange, Pipeline, TooLate
-from headworks.vendor.rejection import KIND, SPENT, Rejection, classified
+from headworks.vendor.rejection import (
+    KIND,
+    OVERLOADED,
+    PAUSE,
+    REJECTED,
+    SPENT,
+    Rejection,
+    classified,
+)
 from headworks.vendor.retry import Outcome
 from headworks.vendor.told import Headers
 from headworks.vendor.usage import UsageChunk, UsageReader, ask_for_usage, settled
@@ -49,12 +58,7 @@ from headworks.vendor.wish import Wish, Wishes
 REFUSED = "headworks.refused"
 """The key of a response's extensions under which its `Refused` stands."""
 
-REJECTED = 429
-OVERLOADED = frozenset({REJECTED, 529})
 RETRYABLE = frozenset({429, 500, 502, 503, 529})
-PAUSE = 1.0
-"""Seconds the fleet pauses after a 429 that names no time."""
-
 WRITING = frozenset({"http11.send_request_headers.started", "http2.send_request_headers.started"})
 """The trace events with which a request begins to go out."""
 
@@ -179,11 +183,15 @@ class VendorTransport(httpx2.AsyncBaseTransport):
 
         refunds, live = self._profile.refunds, self._profile.charges.output == "live"
 
-        def settle(reader: UsageReader, whole: bool) -> Mapping[str, int] | None:
+        def ended(reader: UsageReader, ending: Ending, whole: bool) -> Outcome:
+            error = midway.find(reader.tail) if streamed and answer.is_success else None
+            whole = whole and error is None
             used = settled(expected, reader, whole=whole, streamed=streamed, refunds=refunds)
             if live and used and whole and "output_tokens" in used:
                 self._outputs.saw(expected.model, used["output_tokens"])
-            return used
+            if error is None:
+                return Outcome(ending, used=used)
+            return Outcome(error.ending, used=used, retry_after=self._paused_by(error))
 
         body = Body(
             answer,
@@ -194,7 +202,7 @@ class VendorTransport(httpx2.AsyncBaseTransport):
             reader=UsageReader(self._profile.usage, encoding),
             hidden=UsageChunk() if asked and streamed and not encoding else None,
             reaper=self._reaper,
-            settle=settle,
+            ended=ended,
         )
         told = {key: value for key, value in answer.extensions.items() if key != REFUSED}
         headers = list(answer.headers.raw)
@@ -261,6 +269,13 @@ class VendorTransport(httpx2.AsyncBaseTransport):
             raise
         self._pipeline.telemetry.emit(Rejected(self._vendor, answer.extensions[KIND]))
         return answer
+
+    def _paused_by(self, error: midway.Midway) -> float:
+        """Seconds for which an error told midway pauses the fleet."""
+        if error.ending is not Ending.OVERLOADED:
+            return 0.0
+        self._pipeline.telemetry.emit(Rejected(self._vendor, error.kind))
+        return SPENT if error.kind is Rejection.SPEND else PAUSE
 
     def _discard(self, answer: httpx2.Response) -> None:
         """Close an answer that is about to be replaced by another attempt, which waits for nothing."""

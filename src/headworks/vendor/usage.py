@@ -32,8 +32,10 @@ WRITTEN = frozenset(
 )
 """The keys of events under which generated text stands."""
 
+BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+"""What stands between two events of a stream."""
+
 _DECODER = json.JSONDecoder()
-_BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _NO_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,')
 
@@ -42,13 +44,15 @@ class UsageReader:
     """Watches a response's bytes go by and finds the usage it reports, JSON or event stream alike.
 
     Keeps only its first and last `KEPT` bytes. A compressed body is decompressed on the side.
+
+    tail  the last bytes, as they read decompressed
     """
 
     def __init__(self, usage: Usage, encoding: str = "") -> None:
         self.seen = 0
         self._paths, self._length = usage, 0
         self._head = b""
-        self._tail = b""
+        self.tail = b""
         self._inflate = zlib.decompressobj(47) if encoding in ("gzip", "deflate") else None
 
     def feed(self, chunk: bytes) -> None:
@@ -62,7 +66,7 @@ class UsageReader:
         self._length += len(chunk)
         if len(self._head) < KEPT:
             self._head += chunk[: KEPT - len(self._head)]
-        self._tail = (self._tail + chunk)[-KEPT:]
+        self.tail = (self.tail + chunk)[-KEPT:]
 
     def usage(self) -> dict[str, int]:
         """Tokens by dimension as last reported; dimensions of which the response said nothing are
@@ -80,7 +84,7 @@ class UsageReader:
     def _objects(self) -> Iterable[dict[str, Any]]:
         """Every usage object in what was kept, in order. In generated text its quotes are escaped, so
         that no answer can forge one."""
-        kept = self._head if self._length <= KEPT else self._head + b"\0" + self._tail
+        kept = self._head if self._length <= KEPT else self._head + b"\0" + self.tail
         text = kept.decode("utf-8", "replace")
         for match in _container(self._paths).finditer(text):
             try:
@@ -91,9 +95,9 @@ class UsageReader:
     def written(self) -> int:
         """About how many tokens an event stream has brought: what part of its last events is text,
         of all that was seen, at four characters a token."""
-        lines = [line[5:] for line in self._tail.splitlines() if line.startswith(b"data:")]
+        lines = [line[5:] for line in self.tail.splitlines() if line.startswith(b"data:")]
         text = sum(characters(_json(line), WRITTEN) for line in lines)
-        return round(text / max(len(self._tail), 1) * self._length / CHARACTERS_PER_TOKEN)
+        return round(text / max(len(self.tail), 1) * self._length / CHARACTERS_PER_TOKEN)
 
 
 def settled(
@@ -170,7 +174,7 @@ class UsageChunk:
     def feed(self, piece: bytes) -> bytes:
         """What the caller sees of the next piece; may be empty."""
         data = self._held + piece
-        ends = [boundary.end() for boundary in _BOUNDARY.finditer(data)]
+        ends = [boundary.end() for boundary in BOUNDARY.finditer(data)]
         last = ends[-1] if ends else 0
         whole, self._held = data[:last], data[last:]
         if len(self._held) > MOST_HELD:
@@ -188,15 +192,16 @@ class UsageChunk:
 
 def _without_usage(event: bytes) -> bytes:
     """An event as it would have been had nobody asked for usage: without the member, or nothing."""
-    said = _said(event)
+    said = data_of(event)
     if not isinstance(said, dict) or "usage" not in said:
         return event
     usage = said.pop("usage")
     if usage is None:
         shorter = _NO_USAGE.sub(b"", event, count=1)
-        return shorter if _said(shorter) == said else event
+        return shorter if data_of(shorter) == said else event
     return b"" if said.get("choices") == [] and isinstance(usage, dict) else event
 
 
-def _said(event: bytes) -> Any:
+def data_of(event: bytes) -> Any:
+    """An event's data; None where it is no JSON."""
     return _json(b"".join(line[5:] for line in event.splitlines() if line.startswith(b"data:")))

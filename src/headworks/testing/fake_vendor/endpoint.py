@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from headworks.testing.fake_vendor.app import FakeVendor
 
 
+FAILED = "The server had an error while processing your request."
+
+
 class Dialect(Protocol):
     """How a vendor speaks about a call apart from its answer.
 
@@ -31,6 +34,10 @@ class Dialect(Protocol):
     @staticmethod
     def error(status: int, text: str, *, param: str | None = None) -> dict[str, Any]:
         """The body of an error of that status."""
+
+    @staticmethod
+    def error_event(said: dict[str, Any]) -> bytes:
+        """The event by which a stream tells that error."""
 
     @staticmethod
     def rate_limited(ruling: Ruling, costs: dict[str, int], model: str) -> dict[str, Any]:
@@ -108,8 +115,7 @@ class Endpoint:
             await vendor.wait_latency()
             vendor.ledger.failed += 1
             status = vendor.faults.fail_status
-            said = self._dialect.error(status, "The server had an error while processing your request.")
-            await _reply(send, status, said, headers)
+            await _reply(send, status, self._dialect.error(status, FAILED), headers)
         elif answer.body is not None:
             await vendor.wait_latency()
             await _reply(send, 200, answer.body, headers, cut=vendor.faults.disconnect)
@@ -118,6 +124,11 @@ class Endpoint:
 
     async def _stream(self, events: tuple[bytes, ...], send: Send, headers: dict[str, str]) -> None:
         vendor = self._vendor
+        after = vendor.faults.error_after
+        if after is not None and after < len(events):
+            vendor.ledger.failed += 1
+            said = self._dialect.error(vendor.faults.fail_status, FAILED)
+            events = (*events[:after], self._dialect.error_event(said))
         pause = await vendor.wait_between(events)
         await _start(send, 200, headers | {"content-type": "text/event-stream; charset=utf-8"})
         done = False

@@ -161,6 +161,11 @@ class Messages:
         return {"type": "error", "error": {"type": KINDS.get(status, "api_error"), "message": text}}
 
     @staticmethod
+    def error_event(said: dict[str, Any]) -> bytes:
+        """The event by which a stream tells that error."""
+        return _event("error", error=said["error"])
+
+    @staticmethod
     def rate_limited(ruling: Ruling, costs: dict[str, int], model: str) -> dict[str, Any]:
         """The 429 body of a refused call."""
         limit = ruling.refused_by

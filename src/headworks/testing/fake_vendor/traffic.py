@@ -118,6 +118,8 @@ class Faults:
     hang            accepted calls are never answered
     disconnect      None, or the number of chunks (for a plain answer: bytes) after which the
                     connection is closed
+    error_after     None, or the number of chunks of a stream after which it tells an error of
+                    `fail_status`, under the status 200 that it began with, and ends
     """
 
     latency: Delay = NONE
@@ -126,6 +128,7 @@ class Faults:
     fail_status: int = 500
     hang: bool = False
     disconnect: int | None = None
+    error_after: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.fail_ratio <= 1:
@@ -154,11 +157,9 @@ class Faults:
                 if not isinstance(value, bool):
                     raise ValueError(f"hang: {value!r} must be true or false")
                 new[field] = value
-            elif field == "disconnect":
+            elif field in ("disconnect", "error_after"):
                 if value is not None and (type(value) is not int or value < 0):
-                    raise ValueError(
-                        f"disconnect: {value!r} must be null or a count of chunks, 0 or more"
-                    )
+                    raise ValueError(f"{field}: {value!r} must be null or a count of chunks, 0 or more")
                 new[field] = value
             else:
                 raise ValueError(f"{field}: unknown; there are {', '.join(asdict(self))}")
@@ -172,4 +173,5 @@ class Faults:
             "fail_status": self.fail_status,
             "hang": self.hang,
             "disconnect": self.disconnect,
+            "error_after": self.error_after,
         }

@@ -281,6 +281,11 @@ class Chat:
         return error(text, "server_error")
 
     @staticmethod
+    def error_event(said: dict[str, Any]) -> bytes:
+        """The event by which a stream tells that error."""
+        return event(said)
+
+    @staticmethod
     def rate_limited(ruling: Ruling, costs: dict[str, int], model: str) -> dict[str, Any]:
         """The 429 body of a refused call."""
         limit = ruling.refused_by
