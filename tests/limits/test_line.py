@@ -90,6 +90,22 @@ def test_who_asked_for_nothing_for_a_while_catches_up_so_many_calls_and_no_more(
     assert sum(name.startswith("known") for name in first[CREDIT:]) == (30 - CREDIT) / 2
 
 
+def test_a_call_without_credit_catches_up_nothing() -> None:
+    """Its tenant is served in turn from now on, and is told so before it joins."""
+    line: Line[str] = Line()
+    for number in range(100):
+        stand(line, f"flooder:{number}")
+    stand(line, "known:0")
+    while len(line) > 70:
+        line.pop()
+    assert line.ahead("known", DEFAULT, credit=0).now == 1
+    assert line.ahead("known", DEFAULT).now == 0
+    for number in range(20):
+        waiter = Waiter(f"known:{number}", "known", DEFAULT, credit=0)
+        line.join(waiter)
+    assert sum(name.startswith("known") for name in order(line)[:20]) == 10
+
+
 def test_a_newcomer_catches_up_nothing() -> None:
     """Or whoever comes under ever new names would go before everybody else."""
     line: Line[str] = Line()

@@ -73,6 +73,16 @@ async def test_nine_polite_tenants_beside_a_flooder_get_their_demand(house: Any,
     assert demand.served["flooder"] >= 0.9 * (QUOTA * 160 - asked), "also by the flooder"
 
 
+async def test_where_all_ask_for_far_too_much_nobody_lets_the_others_catch_up(house: Any) -> None:
+    """Twenty tenants who all ask for five times their part have let nothing pass: were their calls to go
+    first whenever they have none in line, one in ten of those who are served would wait for 3.2 s."""
+    demand = Demand(fleet(house, pods=10))
+    await demand.drive({f"t{n}": (0.25 * QUOTA, Criticality.DEFAULT) for n in range(20)}, 200)
+    waits = sorted(wait for each in demand.waits.values() for wait in each)
+    assert waits[int(0.9 * len(waits))] <= 2.9, "half a second of them at the vendor"
+    assert sum(demand.served.values()) >= 0.985 * QUOTA * 160
+
+
 async def test_interactive_calls_are_served_as_if_alone_and_batch_uses_the_rest(house: Any) -> None:
     """Ten times as much batch as interactive demand, more than there is of quota."""
     interactive = {"people": (QUOTA * 0.3, Criticality.CRITICAL)}

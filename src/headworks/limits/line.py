@@ -5,9 +5,10 @@ is stamped `finish = max(V, last finish of its tenant) + c / w`, where V is the 
 served last; the lowest stamp goes first. A tenant that floods only lengthens its own stamps.
 
 Two things are added. A tenant whose last finish lies behind V, because it asked for nothing meanwhile,
-may catch up by `CREDIT` calls: its call is stamped as early as `V − CREDIT · c / w`. Otherwise whoever
-asks for its equal part, now and then a little late, would get less than that part, and those who always
-ask would get the rest. And a call that leaves unserved gives its tenant back what it was stamped for.
+may catch up by its credit, `CREDIT` calls at most: its call is stamped as early as `V − credit · c / w`.
+Otherwise whoever asks for its equal part, now and then a little late, would get less than that part, and
+those who always ask would get the rest. And a call that leaves unserved gives its tenant back what it
+was stamped for.
 
 Pure data, no clock and no await. Joining, leaving and serving are O(log n) amortised: who leaves is
 struck out in place and swept when the struck outnumber the standing.
@@ -55,13 +56,18 @@ class Ahead(NamedTuple):
 
 @dataclass(slots=True)
 class Waiter(Generic[T]):
-    """One place in the line. `units` is the cost that fairness weighs, in tokens where known."""
+    """One place in the line.
+
+    units   the cost that fairness weighs, in tokens where known
+    credit  calls by which its tenant may catch up
+    """
 
     payload: T
     tenant: str
     criticality: Criticality
     units: int = 1
     weight: int = 1
+    credit: int = CREDIT
     finish: float = 0.0
     standing: bool = False
 
@@ -100,14 +106,14 @@ class _Class(Generic[T]):
     def __len__(self) -> int:
         return len(self.heap) - self.struck
 
-    def start(self, tenant: str, each: float) -> float:
+    def start(self, tenant: str, each: float, credit: int) -> float:
         """Where the next call of a tenant begins; `each` is what it is stamped for."""
         known = self.tenants.get(tenant)
-        return self.served if known is None else max(known.last, self.served - CREDIT * each)
+        return self.served if known is None else max(known.last, self.served - credit * each)
 
     def push(self, waiter: Waiter[T], number: int) -> None:
         each = waiter.stamp()
-        waiter.finish = self.start(waiter.tenant, each) + each
+        waiter.finish = self.start(waiter.tenant, each, waiter.credit) + each
         waiter.standing = True
         tenant = self.tenants.get(waiter.tenant)
         if tenant is None:
@@ -178,9 +184,9 @@ class _Class(Generic[T]):
         if self.struck > len(self.heap) // 2:
             self.sweep()
 
-    def ahead(self, tenant: str, each: float) -> Ahead:
+    def ahead(self, tenant: str, each: float, credit: int) -> Ahead:
         """Who would be served before one more of this tenant, those in line and those still to come."""
-        finish, standing = self.start(tenant, each) + each, self.standing
+        finish, standing = self.start(tenant, each, credit) + each, self.standing
         if len(standing) > LOOKED_AT:
             mean = sum(other.each() for other in islice(standing.values(), LOOKED_AT)) / LOOKED_AT
             own = standing[tenant].calls if tenant in standing else 0
@@ -252,14 +258,21 @@ class Line(Generic[T]):
                 return queue.pop()
         return None
 
-    def ahead(self, tenant: str, criticality: Criticality, units: int = 1, weight: int = 1) -> Ahead:
-        """Who would be served before one more of this tenant, class, cost and weight.
+    def ahead(
+        self,
+        tenant: str,
+        criticality: Criticality,
+        units: int = 1,
+        weight: int = 1,
+        credit: int = CREDIT,
+    ) -> Ahead:
+        """Who would be served before one more of this tenant, class, cost, weight and credit.
 
         Everyone in higher classes, and in its own those with an earlier stamp: a tenant with nothing in
         line is at most one round away, however long a flooder's.
         """
         higher = sum(len(queue) for other, queue in self._classes.items() if other > criticality)
-        own = self._classes[criticality].ahead(tenant, _stamp(units, weight))
+        own = self._classes[criticality].ahead(tenant, _stamp(units, weight), credit)
         return Ahead(higher + own.now, own.later)
 
     def waiters(self) -> list[Waiter[T]]:

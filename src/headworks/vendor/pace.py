@@ -15,8 +15,8 @@ REPORT_EVERY = 1.0
 SMOOTH = 0.1
 """The weight of the newest in the mean spacing."""
 
-MODEST = 1.5
-"""How many times its equal part a tenant may ask for and not be counted among those who ask too much."""
+MODEST, GREEDY = 1.5, 2.0
+"""How many times its equal part a tenant may ask for and be let wait as long as ever, and catch up."""
 
 FORGOTTEN, FORGET_EVERY = 0.05, 64
 """The part of one arrival below which a tenant is forgotten, and how many there are at least before it
@@ -107,15 +107,14 @@ class Demand:
             self._tenants[tenant] = Arrivals(self._half_life)
         self._tenants[tenant].arrived(now)
 
-    def overload(self, tenant: str, criticality: Criticality, interval: float, now: float) -> float:
-        """How many times more has lately come of this class and higher ones than goes at one call an
-        `interval`; at least 1.
+    def part(self, tenant: str, interval: float, now: float) -> float:
+        """How many times its equal part of the pace, a call every `interval`, a tenant has lately asked
+        for."""
+        return self._tenants[tenant].now(now) * len(self._tenants) * interval
 
-        And no more than 1 for a tenant that asked for little more than its equal part, `MODEST` times.
-        """
-        own = self._tenants[tenant].now(now) * len(self._tenants)
-        if own * interval <= MODEST:
-            return 1.0
+    def overload(self, criticality: Criticality, interval: float, now: float) -> float:
+        """How many times more has lately come of this class and higher ones than goes at that pace; at
+        least 1."""
         come = sum(level.now(now) for other, level in self._lasting.items() if other >= criticality)
         return max(1.0, come * interval)
 

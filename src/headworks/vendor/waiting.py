@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 
 from headworks.current import Criticality, Current
 from headworks.errors import DeadlineExceeded, QueueTimeout, Refused
-from headworks.limits.line import Line, Waiter
+from headworks.limits.line import CREDIT, Line, Waiter
 from headworks.telemetry import Decided, Telemetry
 from headworks.vendor.gate import GateCache
 from headworks.vendor.grant import Booking
 from headworks.vendor.outlook import Outlook, Place
-from headworks.vendor.pace import Demand, Pace
+from headworks.vendor.pace import GREEDY, MODEST, Demand, Pace
 
 TRIM = 1.25
 """By how much the line may be longer than can be served in time before it is cut."""
@@ -73,9 +73,11 @@ class Waiting:
         self.demand.arrived(who.tenant, who.criticality, now)
         until = min(now + self._queue_timeout, who.deadline)
         units = max(cost.get("tokens", 0), cost.get("input_tokens", 0) + cost.get("output_tokens", 0))
-        ahead = self.line.ahead(who.tenant, who.criticality, units, who.weight)
         pace = self._pace.interval(now)
-        overload = self.demand.overload(who.tenant, who.criticality, pace, now)
+        part = self.demand.part(who.tenant, pace, now)
+        overload = 1.0 if part <= MODEST else self.demand.overload(who.criticality, pace, now)
+        credit = CREDIT if part <= GREEDY else 0
+        ahead = self.line.ahead(who.tenant, who.criticality, units, who.weight, credit)
         wait = self._outlook.wait(
             ahead.now, cost, who.criticality, self._bookings, now, later=ahead.later
         )
@@ -90,7 +92,7 @@ class Waiting:
             self.decided(who.criticality, refusal)
             raise refusal
         place = Place(cost, loop.create_future(), now, until, who.deadline)
-        waiter = Waiter(place, who.tenant, who.criticality, units, who.weight)
+        waiter = Waiter(place, who.tenant, who.criticality, units, who.weight, credit)
         self.line.join(waiter)
         self._pace.joined(waiter.criticality, now)
         place.timer = loop.call_at(until, self._give_up, waiter)
