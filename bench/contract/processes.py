@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -33,6 +34,20 @@ BUCKET = Cell("bucket 1 s", "bucket", 1.0, JITTER)
 VENDORS = {"sliding": SLIDING, "eager": SLIDING, "bucket": BUCKET}
 """The policy's vendors, and what judges them: two of them are paced differently against the same one."""
 
+MECHANISMS = ROOT / "bench" / "pod" / "mechanisms.toml"
+COUNTED = {
+    "bucket-60": Cell("bucket 60 s", "bucket", 60.0, JITTER),
+    "bucket-1": BUCKET,
+    "sliding-60": Cell("sliding 60 s", "sliding", 60.0, JITTER),
+    "sliding-10": SLIDING,
+    "still": Cell("sliding 10 s, 0 ms", "sliding", 10.0, 0.0),
+    "shaken": Cell("sliding 10 s, 250 ms", "sliding", 10.0, 0.25),
+    "fixed-60": Cell("fixed 60 s", "fixed", 60.0, JITTER),
+    "tokens": Cell("tokens", "sliding", 60.0, JITTER, tokens=1_260_000),
+    "eager": SLIDING,
+}
+"""The same of the policy in which every mechanism has a vendor; the last is a control."""
+
 
 class Crowd:
     """Who sends: through pods at a vendor, or past the limiter in the same pods.
@@ -42,9 +57,9 @@ class Crowd:
     """
 
     def __init__(
-        self, vendor: str, clients: list[httpx2.AsyncClient], *, unlimited: bool = False
+        self, vendor: str, cell: Cell, clients: list[httpx2.AsyncClient], *, unlimited: bool = False
     ) -> None:
-        self.cell, self.aborting = VENDORS[vendor], 0.0
+        self.cell, self.aborting = cell, 0.0
         self._clients = clients
         self._path = f"/send/{vendor}" + ("?unlimited=true" if unlimited else "")
 
@@ -71,18 +86,24 @@ class Processes:
     stores  the ports at which pods find the store
     """
 
-    def __init__(self, stack: Stack, judges: dict[str, int], clients: list[httpx2.AsyncClient]) -> None:
-        self.stack, self.clients, self._judges = stack, clients, judges
+    def __init__(
+        self,
+        stack: Stack,
+        vendors: Mapping[str, Cell],
+        judges: dict[str, int],
+        clients: list[httpx2.AsyncClient],
+    ) -> None:
+        self.stack, self.clients, self._vendors, self._judges = stack, clients, vendors, judges
         port = httpx2.URL(stack.part("valkey").url).port or 0
         self.store = Server(port)
         self.stores = {port}
 
     def crowd(self, vendor: str, *, unlimited: bool = False) -> Crowd:
-        return Crowd(vendor, self.clients, unlimited=unlimited)
+        return Crowd(vendor, self._vendors[vendor], self.clients, unlimited=unlimited)
 
     def judge(self, vendor: str) -> int:
         """The port of the one who judges that vendor's calls."""
-        return self._judges[VENDORS[vendor].name]
+        return self._judges[self._vendors[vendor].name]
 
     async def told(self, vendor: str, path: str = "/stats", **change: Any) -> dict[str, Any]:
         """What the judge says; or what it answers to a change."""
@@ -107,25 +128,33 @@ class Processes:
 
 
 @asynccontextmanager
-async def processes(environ: Mapping[str, str] | None = None) -> AsyncIterator[Processes]:
-    """Ten pods, ended with the context; what `environ` says stands over their policy."""
+async def processes(
+    environ: Mapping[str, str] | None = None,
+    *,
+    vendors: Mapping[str, Cell] = VENDORS,
+    policy: Path = POLICY,
+) -> AsyncIterator[Processes]:
+    """Ten pods under that policy, which has these vendors, ended with the context; what `environ` says
+    stands over it."""
     async with AsyncExitStack() as raised:
-        judges = {}
-        for cell in (SLIDING, BUCKET):
-            judges[cell.name] = await raised.enter_async_context(_judge(cell))
-        urls = (f"{name}=http://{LOOPBACK}:{judges[cell.name]}/v1" for name, cell in VENDORS.items())
+        judges: dict[str, int] = {}
+        for cell in vendors.values():
+            if cell.name not in judges:
+                judges[cell.name] = await raised.enter_async_context(_judge(cell))
+        urls = (f"{name}=http://{LOOPBACK}:{judges[cell.name]}/v1" for name, cell in vendors.items())
         options = [part for url in urls for part in ("--vendor-url", url)]
-        started = running("--pods", str(PODS), *options, environ=environ, policy=POLICY)
+        started = running("--pods", str(PODS), *options, environ=environ, policy=policy)
         stack = await raised.enter_async_context(started)
         clients = [await raised.enter_async_context(client(base_url=pod.url)) for pod in stack.pods()]
-        yield Processes(stack, judges, clients)
+        yield Processes(stack, vendors, judges, clients)
 
 
 @asynccontextmanager
 async def _judge(cell: Cell) -> AsyncIterator[int]:
     """A vendor that counts as the cell says; its port."""
     port = probe.free_ports(LOOPBACK, 1, SEEDS)[0]
-    counts = ("--mechanism", cell.mechanism, "--limit", f"{cell.per_minute}/min")
+    rate = ("--tokens", f"{cell.tokens}/min") if cell.tokens else ("--limit", f"{cell.per_minute}/min")
+    counts = ("--mechanism", cell.mechanism, *rate)
     if cell.mechanism == "bucket":
         counts += ("--burst", str(round(cell.per_minute * cell.window / 60)))
     else:

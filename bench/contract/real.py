@@ -6,14 +6,14 @@ Half of the demand reaches the first pod; figures are taken from the vendor's ow
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from bench.claims import Claim, Control, Figure
 from bench.contract.cells import PODS
 from bench.contract.fleet import TENANTS, Outcome, drive, quantiles
-from bench.contract.processes import BUCKET, SLIDING, VENDORS, Processes, processes
+from bench.contract.processes import COUNTED, MECHANISMS, SLIDING, Processes, processes
 from bench.stage import Stage
 from headworks.limits import paced
 
@@ -22,6 +22,10 @@ TRIES = 3
 USED, TRIPS = 0.97, 3.0
 """Of the bound, what must be used: of 250 calls one is 0.4 %, and what a busy machine wakes too late
 for is given back. Trips to the store for each call served, settling included."""
+
+KIND = "processes, "
+"""How the names of these cells begin."""
+EAGER, OFF = f"{KIND}without J", f"{KIND}off"
 
 
 async def outcome(
@@ -45,7 +49,8 @@ async def outcome(
     end = await fleet.told(vendor)
     served = sum(driven.served[pod] for pod in range(PODS))
     took = after["seconds"] - before["seconds"]
-    utilisation = (after["accepted"] - before["accepted"]) / (cell.calls * took)
+    units = _units(after) - _units(before)
+    utilisation = units / ((cell.tokens or cell.per_minute) * took / 60)
     bound = paced.utilisation(cell.window, cell.jitter, cell.mechanism)
     found = Outcome(
         rejected=sum(end["rejected"].values()) - earlier,
@@ -65,28 +70,33 @@ async def outcome(
     return asdict(found) | {"late": _sum(await fleet.looks(), "late") - late}
 
 
+def _units(stats: Mapping[str, Any]) -> int:
+    """What the judge has accepted, in what it counts."""
+    (used,) = stats["utilisation"].values()
+    return int(used["accepted"])
+
+
 def _sum(looks: list[dict[str, Any]], name: str) -> int:
     return sum(look[name] for look in looks)
 
 
 async def kept(stage: Stage) -> Claim:
     """The fleet in processes, beside the same pods without the limiter and without J."""
-    return judged(await cells(quick=True, seed=stage.seed))
+    return judged(await cells(seed=stage.seed))
 
 
 def judged(found: Mapping[str, dict[str, Any]]) -> Claim:
     """What the cells show. It is void where a control saw no rejection."""
-    off, eager = (found[f"processes, {name}"]["rejected"] for name in ("off", "without J"))
-    sliding, bucket = (found[f"processes, {cell.name}"] for cell in (SLIDING, BUCKET))
+    off, eager = (found[name]["rejected"] for name in (OFF, EAGER))
+    ours = {name: cell for name, cell in found.items() if name not in (OFF, EAGER)}
     figures = [
-        Figure(f"{name}: calls rejected", cell["rejected"], "==", 0, Control(about, rejected))
-        for name, cell, about, rejected in (
-            (SLIDING.name, sliding, "limiter off", off),
-            (SLIDING.name, sliding, "paced at L/W, without J", eager),
-            (BUCKET.name, bucket, "limiter off", off),
-        )
+        Figure(f"{name}: calls rejected", cell["rejected"], "==", 0, Control("limiter off", off))
+        for name, cell in ours.items()
     ]
-    for name, cell in ((SLIDING.name, sliding), (BUCKET.name, bucket)):
+    unspared = Control("paced at L/W, without J", eager)
+    rejected = found[f"{KIND}{SLIDING.name}"]["rejected"]
+    figures.append(Figure(f"{KIND}{SLIDING.name}: calls rejected", rejected, "==", 0, unspared))
+    for name, cell in ours.items():
         figures += [
             Figure(f"{name}: utilisation of its bound", cell["of_bound"], ">=", USED),
             Figure(f"{name}: store round trips per success", cell["trips"], "<=", TRIPS),
@@ -100,22 +110,39 @@ def judged(found: Mapping[str, dict[str, Any]]) -> Claim:
     )
 
 
-async def cells(*, quick: bool, seed: int) -> dict[str, dict[str, Any]]:
+async def cells(*, seed: int) -> dict[str, dict[str, Any]]:
     """Ours against two mechanisms, and the same pods without the limiter and without J."""
-    seconds = 25.0 if quick else 60.0
     async with processes() as fleet:
-        found = {
-            f"processes, {VENDORS[vendor].name}": await outcome(
-                fleet, vendor, warm=12.0, seconds=seconds, seed=seed
-            )
-            for vendor in ("sliding", "bucket")
-        }
-        for again in range(TRIES):  # the first rejection pauses the fleet: there are never many
-            eager = await outcome(fleet, "eager", warm=5.0, seconds=seconds, seed=seed + again)
-            found["processes, without J"] = eager
-            if eager["rejected"]:
-                break
-        found["processes, off"] = await outcome(
-            fleet, "sliding", warm=0.0, seconds=8.0, seed=seed, unlimited=True
-        )
-    return found
+        found = {}
+        for vendor in ("sliding", "bucket"):
+            found |= await _cell(fleet, vendor, warm=12.0, seconds=25.0, seed=seed)
+        return found | await _controls(fleet, "sliding", seconds=25.0, seed=seed)
+
+
+async def every_cell(*, seed: int, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Ours against every mechanism, a minute each, and the controls; about a quarter of an hour.
+
+    What a bucket of a minute holds at first is used up after fifteen seconds.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    async with processes(vendors=COUNTED, policy=MECHANISMS) as fleet:
+        for vendor in list(COUNTED)[:-1]:
+            found |= await _cell(fleet, vendor, warm=20.0, seconds=60.0, seed=seed)
+            say(f"{list(found.items())[-1]}\n")
+        return found | await _controls(fleet, "sliding-10", seconds=60.0, seed=seed)
+
+
+async def _cell(fleet: Processes, vendor: str, **driven: Any) -> dict[str, dict[str, Any]]:
+    return {f"{KIND}{fleet.crowd(vendor).cell.name}": await outcome(fleet, vendor, **driven)}
+
+
+async def _controls(
+    fleet: Processes, off: str, *, seconds: float, seed: int
+) -> dict[str, dict[str, Any]]:
+    """The same pods without J, and against that vendor without the limiter."""
+    for again in range(TRIES):  # the first rejection pauses the fleet: there are never many
+        eager = await outcome(fleet, "eager", warm=5.0, seconds=seconds, seed=seed + again)
+        if eager["rejected"]:
+            break
+    unlimited = await outcome(fleet, off, warm=0.0, seconds=8.0, seed=seed, unlimited=True)
+    return {EAGER: eager, OFF: unlimited}
