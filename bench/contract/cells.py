@@ -24,7 +24,7 @@ MECHANISMS: dict[str, tuple[Mechanism, float]] = {
 }
 """How vendors enforce, and over how many seconds; of a bucket, how many seconds' worth it holds."""
 
-OTHERS = ("another design", "limits", "pyrate-limiter", "throttled-py", "paced per pod")
+OTHERS = ("another design", "limits", "pyrate-limiter", "throttled-py", "aiolimiter")
 """Limiters that a fleet could use instead (`peers.py`)."""
 
 

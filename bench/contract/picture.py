@@ -1,4 +1,5 @@
-"""The contract's cells as SVG: how much of its bound each limiter used, and what the vendor rejected."""
+"""The contract's cells as SVG: how much of its bound each limiter used, what the vendor rejected, how
+long the served waited, and how fairly tenants were served."""
 
 from __future__ import annotations
 
@@ -8,7 +9,10 @@ from typing import Any
 
 from bench.plot import FONT
 
-LEFT, WIDE, RIGHT, ROW, TOP = 250, 330, 150, 20, 64
+LEFT, WIDE, ROW, TOP = 250, 330, 20, 64
+COLUMNS = {"Rejected": 16, "Waited: p50, p99": 96, "Jain, tenants": 216}
+"""What stands right of the bars, and where."""
+RIGHT = 310
 MOST = 1.2
 """Of the bound, where the axis ends: whoever goes beyond it breaks the contract anyway."""
 KEPT, BROKEN, GREY = "#1769aa", "#c2410c", "#6b7280"
@@ -29,7 +33,7 @@ def picture(cells: Mapping[str, Mapping[str, Any]]) -> str:
         f"<desc>{escape(says)}</desc>",
         f'<rect width="{wide}" height="{tall}" fill="#ffffff"/>',
         _text(LEFT, 22, "Used, of what the injected jitter leaves possible", bold=True),
-        _text(LEFT + WIDE + 16, 22, "Rejected", bold=True),
+        *(_text(LEFT + WIDE + at, 22, name, bold=True) for name, at in COLUMNS.items()),
     ]
     for part in (0.0, 0.25, 0.5, 0.75, 1.0):
         x = LEFT + part / MOST * WIDE
@@ -43,11 +47,20 @@ def picture(cells: Mapping[str, Mapping[str, Any]]) -> str:
 def _row(name: str, cell: Mapping[str, Any], top: int) -> list[str]:
     used, rejected = min(cell["of_bound"], MOST), cell["rejected"]
     colour = BROKEN if rejected else KEPT
+    waited = [f"{seconds:.2f} s" for seconds in cell["waited"][::2]]
+    told = (
+        (f"{rejected:,}", colour if rejected else GREY),
+        (", ".join(waited) or "–", GREY),
+        (f"{cell['jain_tenants']:.3f}", GREY),
+    )
     return [
         _text(LEFT - 10, top + 12, name, anchor="end"),
         f'<rect x="{LEFT}" y="{top + 3}" width="{used / MOST * WIDE:.1f}" height="{ROW - 8}" '
         f'fill="{colour}"/>',
-        _text(LEFT + WIDE + 16, top + 12, f"{rejected:,}", colour=colour if rejected else GREY),
+        *(
+            _text(LEFT + WIDE + at, top + 12, said, colour=shade)
+            for (said, shade), at in zip(told, COLUMNS.values(), strict=True)
+        ),
     ]
 
 

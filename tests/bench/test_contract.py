@@ -71,15 +71,19 @@ def test_a_stumbling_vendor_never_opens_it() -> None:
 
 def test_a_run_whose_controls_see_nothing_is_void() -> None:
     ran = {cell.name: cell for cell in cells(quick=True)}
+    beside = {"waited": [1.5, 2.5, 3.5], "jain_tenants": 0.9876}
     fine = {
-        name: {"rejected": 0 if cell.limiter == "headworks" else 7, "of_bound": 0.99}
+        name: {"rejected": 0 if cell.limiter == "headworks" else 7, "of_bound": 0.99} | beside
         for name, cell in ran.items()
     }
-    without_j = {"sliding 10 s, without J": {"rejected": 3, "of_bound": 0.9}}
+    without_j = {"sliding 10 s, without J": {"rejected": 3, "of_bound": 0.9} | beside | {"waited": []}}
     assert judged(ran, fine) == 2, "the control without J is ours, and saw none"
     assert judged(ran, fine | without_j) == 0
     assert judged(ran, fine | without_j | {"uneven": {"rejected": 1}}) == 1
     assert judged(ran, fine | without_j | {"tokens, off": {"rejected": 0}}) == 2
     drawn = ElementTree.fromstring(picture(fine | without_j))
     assert len(drawn.findall("{*}rect")) == 1 + len(ran), "one bar for each cell"
-    assert "sliding 10 s, without J" in "".join(drawn.itertext())
+    texts = list(drawn.itertext())
+    assert "sliding 10 s, without J" in texts
+    assert texts.count("1.50 s, 3.50 s") == len(ran) - 1, "how long the served waited"
+    assert texts.count("0.988") == len(ran)
