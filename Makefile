@@ -36,7 +36,7 @@ bench: .venv/bench ## the limiter beside its peers; writes bench-core.json, fail
 inbound: .venv/bench ## what the way in costs a request; writes bench-inbound.json, fails as bench does
 	$(BIN)/python -m bench.inbound $(ARGS)
 
-contract: .venv/bench ## ten pods on one quota, every cell (ARGS=--processes: as processes, too); writes bench-contract.json and .svg
+contract: .venv/bench ## ten pods on one quota, every cell (ARGS=--processes: real ones, too); writes bench-contract.json and .svg
 	$(BIN)/python -m bench.contract --json bench-contract.json --plot bench-contract.svg $(ARGS)
 
 clean: ## remove everything that was made

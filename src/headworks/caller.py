@@ -149,7 +149,10 @@ class Presence:
             self._listener.add_done_callback(self._listened)
 
     async def _receive_once(self) -> Message:
-        return await self.source()
+        message = await self.source()
+        if message["type"] == GONE:
+            self._heard(message)  # a turn of the loop before anybody hears that this task is done
+        return message
 
     def _listened(self, listener: asyncio.Task[Message]) -> None:
         self._listener = None
@@ -160,9 +163,9 @@ class Presence:
             log.warning("the server does not say whether a caller is there", exc_info=error)
             return
         message, ended = listener.result(), self._ended
-        self._heard(message)
         if message["type"] == GONE:
             return
+        self._heard(message)
         if ended:  # a message beyond the end: of this server nothing can be learnt
             self._over = True
             return
