@@ -18,14 +18,19 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 from unittest import mock
 
 from bench.contract.cells import PODS
+from headworks.testing.loop import VirtualTimeLoop
 
 POLL = 0.1
 """Seconds between two questions of who has to poll."""
 TRIP = 0.0005
 """Seconds between counting and adding, where these are two trips."""
+
+MOMENT = 1e-6
+"""Seconds that a timer takes at least."""
 
 Acquire = Callable[[int, int], Awaitable[bool]]
 """May pod n send a call of this cost? Waits as long as it is let; False when it may not."""
@@ -33,12 +38,21 @@ Acquire = Callable[[int, int], Awaitable[bool]]
 
 @contextmanager
 def clocks() -> Iterator[None]:
-    """Libraries read the running loop's time instead of the machine's."""
+    """Libraries read the running loop's time instead of the machine's, and none of their timers goes off
+    before time has passed: who sets one for the rest that rounding left over would set it for ever."""
+    timer = VirtualTimeLoop.call_at
 
     def now() -> float:
         return asyncio.get_running_loop().time()
 
-    with mock.patch.object(time, "time", now), mock.patch.object(time, "monotonic", now):
+    def later(self: VirtualTimeLoop, when: float, *call: Any, **context: Any) -> asyncio.TimerHandle:
+        return timer(self, max(when, self.time() + MOMENT), *call, **context)
+
+    with (
+        mock.patch.object(time, "time", now),
+        mock.patch.object(time, "monotonic", now),
+        mock.patch.object(VirtualTimeLoop, "call_at", later),
+    ):
         yield
 
 
