@@ -67,6 +67,7 @@ TOLD = [
     (data(error={"message": "gone", "code": 502}, choices=[]), Ending.FAILED),
     (data(error={"message": "full", "code": "529"}, choices=[]), Ending.OVERLOADED),
     (data(error={"message": "wrong", "code": 400}, choices=[]), Ending.OK),
+    (data(error={"message": "odd", "code": "4" * 5000, "type": [{}]}), Ending.FAILED),
     (data(error="overloaded"), Ending.OVERLOADED),
     (data(error={}, type="error"), Ending.FAILED),
     (data(type="error", code="server_error", message="oops", sequence_number=3), Ending.FAILED),

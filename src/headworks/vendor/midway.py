@@ -63,7 +63,7 @@ def _ending(error: Any) -> Ending:
     told = (error.get("type"), error.get("code")) if isinstance(error, dict) else (error,)
     names = [str(name).lower() for name in told if name is not None]
     for name in names:
-        if name.isdecimal():
+        if len(name) == 3 and name.isdecimal():
             status = int(name)
             if status in OVERLOADED:
                 return Ending.OVERLOADED

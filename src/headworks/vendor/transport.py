@@ -271,7 +271,7 @@ class VendorTransport(httpx2.AsyncBaseTransport):
         return answer
 
     def _paused_by(self, error: midway.Midway) -> float:
-        """Seconds for which an error told midway pauses the fleet."""
+        """Seconds for which an error told midway pauses the fleet; that it does is told, too."""
         if error.ending is not Ending.OVERLOADED:
             return 0.0
         self._pipeline.telemetry.emit(Rejected(self._vendor, error.kind))
