@@ -10,7 +10,8 @@ from bench.claims import Verdict
 from bench.contract.__main__ import judged_too
 from bench.contract.cells import MECHANISMS as ENFORCED
 from bench.contract.cells import Cell
-from bench.contract.real import COUNTED, MECHANISMS, POLICY, VENDORS, judged
+from bench.contract.processes import COUNTED, MECHANISMS, POLICY, VENDORS
+from bench.contract.real import judged
 
 from headworks.policy.load import load
 from headworks.policy.profiles import profile_named
