@@ -236,6 +236,21 @@ async def test_absurd_bodies_neither_raise_nor_cost() -> None:
         assert reader.usage().get("input_tokens") is None
 
 
+@pytest.mark.parametrize("quota", [("60/min", "1000 tokens/min"), ("60/min",)])
+async def test_a_caller_who_asks_for_more_tokens_than_there_are_numbers_is_answered(
+    house: Any, quota: tuple[str, ...]
+) -> None:
+    """Where tokens count the call is refused, where they do not it is made; nobody behind it notices."""
+    vendor = house.vendor(quota=list(quota))
+    for huge in (10**308, 10**400):
+        body = {"model": "m", "max_tokens": huge, "n": huge}
+        response = await vendor.client.post(PATH, json=body)
+        assert response.status_code == (200 if len(quota) == 1 else 429)
+    assert (await vendor.client.post(PATH, json={"max_tokens": 5})).status_code == 200
+    assert vendor.statistics().in_flight == vendor.statistics().waiting == 0
+    await vendor.aclose()
+
+
 def test_looking_along_a_line_of_those_who_left_stays_cheap() -> None:
     line: Line[int] = Line()
     waiters = [Waiter(n, f"t{n}", Criticality.DEFAULT, units=n + 1) for n in range(1000)]
