@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import threading
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import httpx2
@@ -249,6 +251,44 @@ async def test_a_caller_who_asks_for_more_tokens_than_there_are_numbers_is_answe
     assert (await vendor.client.post(PATH, json={"max_tokens": 5})).status_code == 200
     assert vendor.statistics().in_flight == vendor.statistics().waiting == 0
     await vendor.aclose()
+
+
+def told_elsewhere(*uses: Callable[[], Coroutine[Any, Any, object]]) -> list[str]:
+    """What each raises in an event loop of another thread, as in an endpoint that is no `async def`."""
+    told = []
+
+    def elsewhere() -> None:
+        for use in uses:
+            with pytest.raises(RuntimeError) as raised:
+                asyncio.run(use())
+            told.append(str(raised.value))
+
+    thread = threading.Thread(target=elsewhere, name="elsewhere")
+    thread.start()
+    thread.join()
+    return told
+
+
+async def test_another_event_loop_is_told_so_and_takes_nothing_from_ours(house: Any) -> None:
+    """`asyncio.run(client.post(…))` in a thread once took the store down, and for good."""
+    vendor = house.vendor()
+    await vendor.client.post(PATH, json={})
+
+    async def hold() -> None:
+        async with vendor.call():
+            pass
+
+    told = told_elsewhere(lambda: vendor.client.post(PATH, json={}), hold)
+    assert ["vendor 'llm'" in sentence and "'elsewhere'" in sentence for sentence in told] == [True] * 2
+    assert (len(house.server.requests), len(house.store.asked)) == (1, 1)
+    assert (await vendor.client.post(PATH, json={})).status_code == 200
+    await vendor.aclose()
+
+
+def test_an_event_loop_that_has_ended_is_followed_by_the_next(house: Any) -> None:
+    vendor = house.vendor()
+    for _ in range(3):
+        assert asyncio.run(vendor.client.post(PATH, json={})).status_code == 200
 
 
 def test_looking_along_a_line_of_those_who_left_stays_cheap() -> None:

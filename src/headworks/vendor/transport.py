@@ -23,6 +23,7 @@ import httpx2
 
 from headworks import problem
 from headworks.cleanup import Reaper
+from headworks.clock import OneLoop
 from headworks.current import current, enter, leave
 from headworks.errors import (
     CallTimeout,
@@ -89,6 +90,7 @@ class VendorTransport(httpx2.AsyncBaseTransport):
     engine  an httpx2 client that does the sending: with the policy's pool and the environment's
             proxies, which a client built around a transport would otherwise ignore
     reaper  closes what nobody waits for
+    home    the event loop that all of it is used in
     counts_tokens  whether a quota of the policy does, so that usage is worth asking for
     now     wall-clock time, for `Retry-After` given as a date
     """
@@ -102,6 +104,7 @@ class VendorTransport(httpx2.AsyncBaseTransport):
         *,
         engine: httpx2.AsyncClient,
         reaper: Reaper,
+        home: OneLoop,
         wishes: Wishes,
         counts_tokens: bool,
         now: Callable[[], datetime],
@@ -111,9 +114,11 @@ class VendorTransport(httpx2.AsyncBaseTransport):
         self._vendor, self._settings, self._profile = vendor, settings, profile
         self._pipeline, self._engine, self._now = pipeline, engine, now
         self._reaper, self._headers = reaper, Headers(vendor, profile.headers)
+        self._home = home
         self._origin = origin(httpx2.URL(settings.base_url))
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self._home.enter(f"vendor '{self._vendor}'")
         if origin(request.url) != self._origin:
             raise ForeignOrigin(vendor=self._vendor, asked=origin(request.url), allowed=self._origin)
         wish = self._wishes.take_off(request)
