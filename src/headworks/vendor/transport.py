@@ -200,6 +200,7 @@ class VendorTransport(httpx2.AsyncBaseTransport):
             hidden=UsageChunk() if asked and streamed and not encoding else None,
             reaper=self._reaper,
             settle=settle,
+            refusal=lambda error: self._judge_error(error, patient=True).refusal,
         )
         told = {key: value for key, value in answer.extensions.items() if key != REFUSED}
         headers = list(answer.headers.raw)
