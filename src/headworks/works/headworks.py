@@ -99,8 +99,7 @@ class Headworks:
     ) -> None:
         self.policy = policy
         self.pod = pod or os.environ.get("HEADWORKS_POD") or f"{socket.gethostname()}-{os.getpid()}"
-        rng = rng or random.Random()
-        self._metrics = PrometheusSink()
+        self._metrics, rng = PrometheusSink(), rng or random.Random()
         self.telemetry = Telemetry(self._metrics, *sinks)
         self._reaper, self._home = Reaper(), OneLoop()
         self._without_store = without_store(policy)
