@@ -41,6 +41,9 @@ def answering(status: int, headers: Any = ()) -> Any:
         ("-5", 1),
         ("0", 1),
         ("soon", 1),
+        ("1e300", 1),
+        ("-1e300", 1),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 1),
         ("86400", 300),
         ("Wed, 21 Oct 99999999999 07:28:00 GMT", 1),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 1),
@@ -57,6 +60,19 @@ async def test_a_strange_retry_after_loses_no_slot_and_pauses_within_reason(
     assert vendor.statistics().in_flight == 0
     assert shut <= vendor.statistics().shut_for + 0.01 <= 1.1 * shut + 0.02
     assert house.reaper.statistics().failed == 0
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("said", ["1e300", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
+async def test_no_caller_is_told_to_come_back_after_the_end_of_time(
+    house: Any, status: int, said: str
+) -> None:
+    """It was passed on, as a number of 301 digits."""
+    house.server.answer = answering(status, {"retry-after": said})
+    vendor = house.vendor()
+    response = await vendor.client.post(PATH, json={})
+    assert response.extensions[REFUSED].retry_after == 1.0
+    await vendor.aclose()
 
 
 async def test_a_vendor_that_asks_for_a_day_is_not_waited_for(house: Any) -> None:

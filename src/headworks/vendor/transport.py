@@ -55,6 +55,8 @@ OVERLOADED = frozenset({REJECTED, 529})
 RETRYABLE = frozenset({429, 500, 502, 503, 529})
 PAUSE = 1.0
 """Seconds the fleet pauses after a 429 that names no time."""
+FAR = 1e10
+"""Seconds from which on a time to come back is none, and not passed on to callers."""
 
 WRITING = frozenset({"http11.send_request_headers.started", "http2.send_request_headers.started"})
 """The trace events with which a request begins to go out."""
@@ -276,20 +278,10 @@ class VendorTransport(httpx2.AsyncBaseTransport):
         """Seconds from the headers that the profile names (milliseconds, seconds or an HTTP date); None
         without one that can be read."""
         for name in self._profile.headers.retry_after:
-            value, scale = headers.get(name, "").strip(), 0.001 if name.endswith("-ms") else 1.0
-            try:
-                seconds = float(value) * scale
-                if math.isfinite(seconds):
-                    return max(0.0, seconds)
-                continue
-            except ValueError:
-                pass
-            try:
-                when = email.utils.parsedate_to_datetime(value)
-            except (ValueError, OverflowError):
-                continue
-            when = when if when.tzinfo else when.replace(tzinfo=UTC)
-            return max(0.0, (when - self._now()).total_seconds())
+            scale = 0.001 if name.endswith("-ms") else 1.0
+            seconds = _wait(headers.get(name, "").strip(), scale, self._now())
+            if abs(seconds) < FAR:
+                return max(0.0, seconds)
         return None
 
 
@@ -297,6 +289,19 @@ def origin(url: httpx2.URL) -> str:
     """Scheme, host and port of a URL, the port always named."""
     port = url.port or {"https": 443, "http": 80}.get(url.scheme, 0)
     return f"{url.scheme}://{url.host}:{port}"
+
+
+def _wait(value: str, scale: float, now: datetime) -> float:
+    """Seconds from a number of `scale` seconds each, or until a date; nan for neither."""
+    try:
+        return float(value) * scale
+    except ValueError:
+        pass
+    try:
+        when = email.utils.parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return math.nan
+    return ((when if when.tzinfo else when.replace(tzinfo=UTC)) - now).total_seconds()
 
 
 def synthetic(refused: Refused, request: httpx2.Request) -> httpx2.Response:
