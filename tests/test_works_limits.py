@@ -215,6 +215,21 @@ async def test_markers_and_explicit_charges() -> None:
         await _inside(works, -1)
 
 
+async def test_a_charge_in_another_event_loop_is_told_so_and_asks_nobody() -> None:
+    service = Service()
+
+    @service.app.get("/thread")
+    def thread() -> str:
+        with pytest.raises(RuntimeError, match=r"charge\(\) belongs to .* anyio.from_thread.run"):
+            asyncio.run(service.works.charge(1))
+        return "told"
+
+    async with service.running(), service.client(key="free-1") as client:
+        asked = len(service.store.questions)
+        assert (await client.get("/thread")).json() == "told"
+        assert len(service.store.questions) == asked + 1
+
+
 async def _inside(works: Headworks, units: int) -> None:
     token = works._fairness.ticket.set(Ticket())
     try:

@@ -25,6 +25,7 @@ from redis.asyncio import Redis
 
 from bench.core.server import running
 from headworks.cleanup import Reaper
+from headworks.clock import OneLoop
 from headworks.policy.profiles import profile_named
 from headworks.policy.vendor_settings import VendorSettings
 from headworks.store.memory import MemoryStore
@@ -60,6 +61,7 @@ def _vendor(base: str, store: Store) -> Vendor:
         store=store,
         telemetry=Telemetry(),
         reaper=Reaper(),
+        home=OneLoop(),
         pod="pod",
         replicas=1,
         rng=random.Random(1),

@@ -19,6 +19,7 @@ import httpx2
 from bench.contract.cells import LEAST, MOST, PODS, Cell
 from bench.contract.peers import MAKE, Peer, clocks
 from headworks.cleanup import Reaper
+from headworks.clock import OneLoop
 from headworks.current import Current, enter
 from headworks.limits import paced
 from headworks.policy.profiles import Profile, profile_named
@@ -189,6 +190,7 @@ class Fleet:
             store=store,
             telemetry=Telemetry(self.waits, *self.sinks),
             reaper=self.reapers[-1],
+            home=OneLoop(),
             pod=f"pod-{number}",
             replicas=1 if self.cell.limiter == "divided" else PODS,
             rng=random.Random(self.seed + number),

@@ -17,6 +17,7 @@ from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Ask, Correction, Gate, Question, Report, StoreDown
 from headworks.store.scripts import Script
 from headworks.store.valkey import ValkeyStore
+from headworks.verdict import NEVER, Verdict
 
 GATE = Gate("{v}:gate", BreakerRules(0.5, 4, 10_000_000, 60_000_000, 2, 5_000_000))
 HUNDRED = Window.of(100, 60)
@@ -154,16 +155,40 @@ async def test_a_key_that_cannot_be_written_fails_alone_and_shifts_nobodys_answe
     own_server: Any,
 ) -> None:
     """Half a surrogate, as JSON can hold it. A reply that is waited for but never asked for would go to
-    the next caller, whose own would go to the one after."""
+    the next caller, whose own would go to the one after; and who asks in the same tick is answered."""
     store, single = ValkeyStore(own_server.url, connections=1), Window.of(1, 60)
     await store.ask(one("full", single))
     async with asyncio.timeout(60):
         for number in range(3):
             with pytest.raises(UnicodeEncodeError):
                 await store.ask(one("\ud800"))
-            assert not (await store.ask(one("full", single))).allowed
-            assert (await store.ask(one(f"fresh {number}", single))).allowed
-    assert store.statistics().failures == 3
+            full, unwritable, fresh = await asyncio.gather(
+                store.ask(one("full", single)),
+                store.ask(one("\ud800")),
+                store.ask(one(f"fresh {number}", single)),
+                return_exceptions=True,
+            )
+            assert isinstance(unwritable, UnicodeEncodeError)
+            assert isinstance(full, Verdict)
+            assert isinstance(fresh, Verdict)
+            assert (full.allowed, fresh.allowed) == (False, True)
+    assert store.statistics().failures == 0
+    await store.aclose()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("shape", [HUNDRED, Bucket.of(100, 60, burst=100)])
+async def test_a_cost_beyond_any_number_is_refused_for_ever_and_troubles_nobody(
+    server: Any, shape: Any
+) -> None:
+    """It comes out of a request's body, and doubles, which scripts compute with, do not hold it."""
+    store = ValkeyStore(server.url)
+    for cost in (2**53, 10**30, 10**400):
+        async with asyncio.timeout(60):
+            huge, other = await asyncio.gather(
+                store.ask(one("k", shape, cost)), store.ask(one("other", shape))
+            )
+        assert (huge.allowed, huge.retry_after, other.allowed) == (False, NEVER, True)
     await store.aclose()
 
 

@@ -21,10 +21,12 @@ TEN = Window.of(10, 60)
 
 
 class Moody(MemoryStore):
-    """Answers, after `delay` seconds; raises `error` instead, where there is one; `others` ask it."""
+    """Answers, after `delay` seconds; raises `error` instead, where there is one; `others` ask it. One
+    that is `read_only` answers whatever takes nothing."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.read_only = False
         self.delay, self.error, self.asked, self.others = 0.0, None, 0, 0
         self.before: Callable[[], None] = lambda: None
 
@@ -41,6 +43,8 @@ class Moody(MemoryStore):
 
     async def ask(self, question: Question) -> Verdict:
         await self._mood()
+        if self.read_only and any(ask.cost for ask in question.asks):
+            raise StoreDown("READONLY You can't write against a read only replica.")
         return self.ask_nowait(question)
 
     async def report(self, report: Report) -> Standing:
@@ -212,6 +216,36 @@ async def test_one_look_at_a_time_finds_the_store_again_within_a_second() -> Non
     assert [state for state, _ in told] == ["down", "up"]
     assert not (await store.ask(one())).degraded
     await store.aclose()
+
+
+async def test_a_store_that_answers_but_cannot_write_stays_down_until_it_can() -> None:
+    """A demoted primary, or one that is full, once went down and came back ten times a second."""
+    inner, told = Moody(), []
+    store = ladder(inner, on_change=lambda *change: told.append(change))
+    inner.read_only = True
+    ends = now() + 60
+    while now() < ends:
+        await store.ask(one())
+        await asyncio.sleep(0.05)
+    assert [state for state, _ in told] == ["down"]
+    inner.read_only = False
+    await asyncio.sleep(1.0)
+    assert [state for state, _ in told] == ["down", "up"]
+    assert not (await store.ask(one("fresh"))).degraded
+    await store.aclose()
+
+
+async def test_many_processes_find_the_store_again_at_once() -> None:
+    """What one of them has taken of what they look by keeps the others from nothing."""
+    inner = Moody()
+    stores = [ladder(inner) for _ in range(5)]
+    for store in stores:
+        await _down(store, inner)
+    inner.error = None
+    await asyncio.sleep(1.0)
+    assert all(store.up for store in stores)
+    for store in stores:
+        await store.aclose()
 
 
 async def test_a_store_that_answers_too_slowly_stays_down() -> None:

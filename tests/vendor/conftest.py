@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 from headworks.cleanup import Reaper
+from headworks.clock import OneLoop
 from headworks.policy.profiles import profile_named
 from headworks.policy.vendor_settings import VendorSettings
 from headworks.store.memory import MemoryStore
@@ -79,6 +80,7 @@ class House:
     server: Server = field(default_factory=Server)
     sink: RecordingSink = field(default_factory=RecordingSink)
     reaper: Reaper = field(default_factory=Reaper)
+    home: OneLoop = field(default_factory=OneLoop)
 
     def vendor(
         self,
@@ -99,6 +101,7 @@ class House:
             store=self.store if store is None else store,
             telemetry=Telemetry(self.sink),
             reaper=self.reaper,
+            home=self.home,
             pod=pod,
             replicas=replicas,
             rng=random.Random(7),

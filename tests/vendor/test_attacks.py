@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import threading
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import httpx2
@@ -39,6 +41,9 @@ def answering(status: int, headers: Any = ()) -> Any:
         ("-5", 1),
         ("0", 1),
         ("soon", 1),
+        ("1e300", 1),
+        ("-1e300", 1),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 1),
         ("86400", 300),
         ("Wed, 21 Oct 99999999999 07:28:00 GMT", 1),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 1),
@@ -55,6 +60,19 @@ async def test_a_strange_retry_after_loses_no_slot_and_pauses_within_reason(
     assert vendor.statistics().in_flight == 0
     assert shut <= vendor.statistics().shut_for + 0.01 <= 1.1 * shut + 0.02
     assert house.reaper.statistics().failed == 0
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("said", ["1e300", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
+async def test_no_caller_is_told_to_come_back_after_the_end_of_time(
+    house: Any, status: int, said: str
+) -> None:
+    """It was passed on, as a number of 301 digits."""
+    house.server.answer = answering(status, {"retry-after": said})
+    vendor = house.vendor()
+    response = await vendor.client.post(PATH, json={})
+    assert response.extensions[REFUSED].retry_after == 1.0
+    await vendor.aclose()
 
 
 async def test_a_vendor_that_asks_for_a_day_is_not_waited_for(house: Any) -> None:
@@ -234,6 +252,59 @@ async def test_absurd_bodies_neither_raise_nor_cost() -> None:
         reader = UsageReader(profile.usage)
         reader.feed(b'{"usage": {"prompt_tokens": ' + number + b', "completion_tokens": 1}}')
         assert reader.usage().get("input_tokens") is None
+
+
+@pytest.mark.parametrize("quota", [("60/min", "1000 tokens/min"), ("60/min",)])
+async def test_a_caller_who_asks_for_more_tokens_than_there_are_numbers_is_answered(
+    house: Any, quota: tuple[str, ...]
+) -> None:
+    """Where tokens count the call is refused, where they do not it is made; nobody behind it notices."""
+    vendor = house.vendor(quota=list(quota))
+    for huge in (10**308, 10**400):
+        body = {"model": "m", "max_tokens": huge, "n": huge}
+        response = await vendor.client.post(PATH, json=body)
+        assert response.status_code == (200 if len(quota) == 1 else 429)
+    assert (await vendor.client.post(PATH, json={"max_tokens": 5})).status_code == 200
+    assert vendor.statistics().in_flight == vendor.statistics().waiting == 0
+    await vendor.aclose()
+
+
+def told_elsewhere(*uses: Callable[[], Coroutine[Any, Any, object]]) -> list[str]:
+    """What each raises in an event loop of another thread, as in an endpoint that is no `async def`."""
+    told = []
+
+    def elsewhere() -> None:
+        for use in uses:
+            with pytest.raises(RuntimeError) as raised:
+                asyncio.run(use())
+            told.append(str(raised.value))
+
+    thread = threading.Thread(target=elsewhere, name="elsewhere")
+    thread.start()
+    thread.join()
+    return told
+
+
+async def test_another_event_loop_is_told_so_and_takes_nothing_from_ours(house: Any) -> None:
+    """`asyncio.run(client.post(…))` in a thread once took the store down, and for good."""
+    vendor = house.vendor()
+    await vendor.client.post(PATH, json={})
+
+    async def hold() -> None:
+        async with vendor.call():
+            pass
+
+    told = told_elsewhere(lambda: vendor.client.post(PATH, json={}), hold)
+    assert ["vendor 'llm'" in sentence and "'elsewhere'" in sentence for sentence in told] == [True] * 2
+    assert (len(house.server.requests), len(house.store.asked)) == (1, 1)
+    assert (await vendor.client.post(PATH, json={})).status_code == 200
+    await vendor.aclose()
+
+
+def test_an_event_loop_that_has_ended_is_followed_by_the_next(house: Any) -> None:
+    vendor = house.vendor()
+    for _ in range(3):
+        assert asyncio.run(vendor.client.post(PATH, json={})).status_code == 200
 
 
 def test_looking_along_a_line_of_those_who_left_stays_cheap() -> None:

@@ -57,6 +57,14 @@ def test_a_body_that_says_nothing_costs_a_request_and_no_tokens(content: bytes) 
     assert cost["tokens"] == 0
 
 
+@pytest.mark.parametrize("profile", [OPENAI, ANTHROPIC, profile_named("generic")])
+@pytest.mark.parametrize("huge", [10**9, 10**308, 10**400, 10**4000])
+def test_a_number_beyond_reason_costs_no_more_than_any_call_can(profile: Profile, huge: int) -> None:
+    """Callers name it, in the body: line and quota compute with what is estimated."""
+    found = estimate(chat(max_tokens=huge, n=huge), profile)
+    assert all(0 <= units <= 10**9 for units in found.cost().values())
+
+
 @given(
     st.binary(max_size=200)
     | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(

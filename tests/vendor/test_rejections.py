@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -65,6 +65,47 @@ async def test_spent_money_is_not_tried_again_and_pauses_for_long(house: Any) ->
     assert [event.kind for event in house.sink.of(Rejected)] == ["spend"]
     await house.reaper.drain(1)
     assert vendor.statistics().shut_for >= 59
+
+
+class Odd(httpx2.AsyncByteStream):
+    """The body of a rejection that breaks off, falls silent, or goes on for ever."""
+
+    def __init__(self, then: str) -> None:
+        self.then, self.sent, self.closed = then, 0, False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b'{"error": "slow down"'
+        if self.then == "breaks":
+            raise httpx2.ReadError("reset")
+        if self.then == "silent":
+            await asyncio.sleep(3600)
+        while True:
+            self.sent += 65_536
+            yield b" " * 65_536
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("then", ["breaks", "silent", "endless"])
+async def test_a_rejection_whose_body_does_not_end_is_one_all_the_same(house: Any, then: str) -> None:
+    """The fleet once heard nothing of it, or only after the call's timeout, with all of it in memory."""
+    body = Odd(then)
+
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(429, headers={"retry-after": "10"}, stream=body, request=request)
+
+    house.server.answer = answer
+    vendor = house.vendor()
+    began = asyncio.get_running_loop().time()
+    rejected = await call(vendor)
+    assert (rejected.status_code, rejected.content[:8]) == (429, b'{"error"')
+    assert asyncio.get_running_loop().time() - began < 2.0
+    assert body.sent <= 2 << 20
+    assert body.closed
+    await house.reaper.drain(1)
+    assert vendor.statistics().shut_for > 8.0
+    assert vendor.statistics().in_flight == 0
 
 
 async def test_a_pause_is_never_shorter_than_asked_for_and_a_little_longer_by_chance(house: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anthropic
@@ -12,7 +12,8 @@ import httpx2
 import openai
 import pytest
 
-from headworks.errors import VendorFailed, VendorQuota
+from headworks.errors import CallTimeout, Refused, VendorFailed, VendorQuota
+from headworks.fairness.translate import refused_behind
 from headworks.vendor import REFUSED, Vendor
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
@@ -162,6 +163,54 @@ async def test_a_stream_that_falls_silent_is_cut_off(house: Any) -> None:
             async for _ in response.aiter_bytes():
                 pass
     assert vendor.statistics().in_flight == 0
+
+
+class Breaking(Events):
+    """Breaks off, or falls silent, after its first piece."""
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__()
+        self._error = error
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b'{"id": '
+        if self._error is not None:
+            raise self._error
+        await asyncio.sleep(3600)
+
+
+@pytest.mark.parametrize(
+    ("error", "refusal"),
+    [
+        (httpx2.RemoteProtocolError("peer closed connection"), VendorFailed),
+        (httpx2.ReadError("reset"), VendorFailed),
+        (None, CallTimeout),
+        (RuntimeError("a bug"), None),
+    ],
+)
+async def test_an_answer_that_breaks_off_in_its_body_is_a_refusal_and_no_500(
+    house: Any, error: Exception | None, refusal: type[Refused] | None
+) -> None:
+    """Of the vendor's failures, that is: what an SDK or httpx2 raises leads to it."""
+    vendor = house.vendor(call_timeout="3s", timeouts={"read": "3s"})
+
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        headers = {"content-type": "application/json"}
+        return httpx2.Response(200, headers=headers, stream=Breaking(error), request=request)
+
+    house.server.answer = answer
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: vendor.client.post("/chat/completions", json={}),
+        lambda: openai_of(vendor).chat.completions.create(model="m", messages=MESSAGES),
+    ]
+    for call in calls:
+        with pytest.raises(Exception, match=r".") as raised:
+            await call()
+        behind = refused_behind(raised.value)
+        assert type(behind) is (refusal or type(None))
+        assert refusal is not VendorFailed or "vendor 'llm'" in str(behind)
+    assert vendor.statistics().in_flight == 0
+    assert len(house.server.requests) == 2
 
 
 async def test_an_sdk_left_on_the_public_address_is_told_both_origins(house: Any) -> None:

@@ -106,7 +106,8 @@ def run(
 
 
 Write = Callable[[Any, list[str], list[Argument]], None]
-"""Appends a question or a report to the keys and arguments of a call."""
+"""Appends a question or a report to the keys and arguments of a call. Raises for one that cannot be
+written, such as one whose key is half a surrogate."""
 Read = Callable[[Any, Sequence[int], int], tuple[Any, int]]
 """Its answer in the reply's numbers from an index, and where the next one's begin."""
 Waiting = tuple[asyncio.Future[Any], Any, Write, Read]
@@ -124,9 +125,19 @@ class Call:
         self.give_up: GiveUp | None = None
         self._batches, self._over = batches, False
 
-    def start(self) -> None:
-        """It is about to be sent, without those who have left."""
-        self.callers = [caller for caller in self.callers if not caller[0].done()]
+    def start(self, now: int) -> tuple[list[str], list[Argument]]:
+        """The keys and arguments to send: of all but those who have left, and those whose own cannot be
+        written, who hear of it."""
+        while True:
+            self.callers = [caller for caller in self.callers if not caller[0].done()]
+            keys: list[str] = []
+            arguments: list[Argument] = [now]
+            try:
+                for caller in self.callers:
+                    caller[2](caller[1], keys, arguments)
+                return keys, arguments
+            except Exception as error:
+                caller[0].set_exception(error)
 
     def leave(self) -> None:
         """A caller was cancelled. The last one to go drops a call that is on its way."""
@@ -221,18 +232,14 @@ class Batches:
             self._send(call)
 
     def _send(self, call: Call) -> None:
-        keys: list[str] = []
-        arguments: list[Argument] = [0 if self._clock is None else self._clock()]
-        call.start()
-        for _, item, write, _ in call.callers:
-            write(item, keys, arguments)
+        keys, arguments = call.start(0 if self._clock is None else self._clock())
         if not call.callers:
             return
         self.trips += 1
         self._sent.add(call)
         try:
             call.give_up = self._link.post(self._script, keys, arguments, call)
-        except Exception as error:  # a link that is closed, a key that cannot be written
+        except Exception as error:  # a link that is closed
             call.set_exception(error)
 
     def back(self, call: Call) -> None:

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Sequence
 
 from headworks.limits.breaker import BreakerRules, Ending
-from headworks.limits.shapes import NEVER_US, Bucket, Shape
+from headworks.limits.shapes import EXACT_INTEGERS, NEVER_US, Bucket, Shape
 from headworks.store.batch import Argument
 from headworks.store.protocol import Ask, Question, Report, Standing
 from headworks.verdict import NEVER, Blocked, LimitState, Verdict
@@ -41,6 +41,7 @@ def gate_key(key: str) -> str:
 
 
 def _packed(shape: Shape, cost: int) -> bytes:
+    cost = min(cost, EXACT_INTEGERS)  # more than any limit, as doubles have it
     if isinstance(shape, Bucket):
         return struct.pack("<cdddd", b"b", cost, shape.pace_us, shape.pace_per, shape.burst)
     return struct.pack("<cdddd", b"w", cost, shape.limit, shape.period_us, shape.grain_us)
@@ -86,7 +87,9 @@ class Forms:
         for _, key, shape, cost in asks:
             known = self._known.get((id(shape), cost)) or self._meet(shape, cost)
             form += known[0]
-            keys.append(known[1] + key)
+            name = known[1] + key
+            name.encode()  # half a surrogate fails here, alone, and not later with those beside it
+            keys.append(name)
         arguments.append(form)
         if books:
             arguments.append(round(horizon * SECOND))

@@ -5,7 +5,7 @@
           In a row means one after the other: what was under way already when a failure was noticed
           tells nothing new, so a hiccup counts once however many questions it met.
     down  every question is decided by this process at once. One task at a time looks, with growing
-          pauses, whether the store answers again.
+          pauses, whether the store decides again: whether it writes, and not only answers.
 
 A deadline that comes due after the event loop was held up looks for longer, and if there is no answer
 even then, that says nothing about the store (`deadline.py`).
@@ -26,9 +26,19 @@ from functools import partial
 from typing import Literal
 
 from headworks.clock import loop_clock
+from headworks.limits.shapes import Window
 from headworks.store.deadline import Deadlines, LoopLag
 from headworks.store.heartbeat import Heartbeat
-from headworks.store.protocol import Gate, Question, Report, Shared, Standing, StoreDown, StoreStatistics
+from headworks.store.protocol import (
+    Ask,
+    Gate,
+    Question,
+    Report,
+    Shared,
+    Standing,
+    StoreDown,
+    StoreStatistics,
+)
 from headworks.store.recall import HAND_OVER, Recall
 from headworks.store.share import LocalShare
 from headworks.verdict import Verdict
@@ -42,6 +52,9 @@ FAILURES = 3
 """Failures in a row after which the store counts as down."""
 PAUSES = (0.1, 0.8)
 """First and longest pause between looks at a store that is down, seconds; doubled in between."""
+TRIAL = Window.of(1, 1.0)
+"""What a look takes one of. A server that is read-only, or full, answers questions about nothing; it can
+only let this pass by writing, or refuse it because it has written for another process just now."""
 TRIAL_TIMEOUT = 1.0
 """Seconds for a look: connecting takes longer than deciding."""
 REPORT_TIMEOUT = 1.0
@@ -91,6 +104,7 @@ class LadderStore:
         self._heartbeat = beat(group)
         self._heartbeats = {key: beat(key) for key in gates}
         self._share, self._recall = LocalShare(self._processes), Recall()
+        self._trial_question = Question((Ask("trial", f"{{trial:{group}}}", TRIAL, 1),))
         self._rng, self._on_change, self._now = rng, on_change, loop_clock()
         self._in_a_row = self._round = 0
         self._trial: asyncio.Task[None] | None = None
@@ -268,7 +282,7 @@ class LadderStore:
             self._tell("down", why)
 
     async def _look(self) -> None:
-        """Look for the store until it answers. Whether it does is a question about nothing."""
+        """Look for the store until it decides: in time, and with what it decided written down."""
         pause, longest = PAUSES
         while True:
             await asyncio.sleep(pause * self._rng.uniform(0.5, 1.0))
@@ -277,7 +291,7 @@ class LadderStore:
                 async with asyncio.timeout(TRIAL_TIMEOUT):
                     await self._inner.ask(Question(()))
                 with self._deciding.one():  # connected, it must also be quick enough
-                    await self._inner.ask(Question(()))
+                    await self._inner.ask(self._trial_question)
                 break
             except (StoreDown, TimeoutError):
                 continue
@@ -285,7 +299,7 @@ class LadderStore:
                 log.exception("looking for the store failed in an unforeseen way")
         self._in_a_row, self._trial = 0, None
         self._share.end()
-        self._tell("up", "the store answers again")
+        self._tell("up", "the store decides again")
 
     def _tell(self, state: str, detail: str) -> None:
         log.warning("store %s: %s", state, detail)

@@ -12,7 +12,7 @@ import httpx2
 from headworks.caller import staying
 from headworks.cleanup import Reaper, shielded
 from headworks.current import Current
-from headworks.errors import CallerLeft
+from headworks.errors import CallerLeft, CallTimeout, Refused
 from headworks.limits.breaker import Ending
 from headworks.vendor.pipeline import Attempt
 from headworks.vendor.retry import Outcome
@@ -27,6 +27,9 @@ Ended = Callable[[UsageReader, Ending, bool], Outcome]
 """What a call came to, and cost, from its body: the reader, how reading ended, and whether the body was
 read to its end."""
 
+Refusal = Callable[[Exception], Refused | None]
+"""The refusal that an answer which broke off comes to; None where it is no fault of the vendor's."""
+
 
 class Body(httpx2.AsyncByteStream):
     """Passes the vendor's bytes on, and ends the attempt once: at the last byte, a failure, or close.
@@ -36,6 +39,9 @@ class Body(httpx2.AsyncByteStream):
     leave. An open body is registered with the request that opened it, and closed with it. One that no
     request closes (opened outside of any, or by a task that outlives its own) is closed when nobody has
     read it for `gap` seconds, or sooner when it is dropped and collected.
+
+    What breaks it off is raised as it is, with the refusal that it comes to as its cause: who lets it
+    escape is answered with that, and no 500.
 
     hidden  takes out what the caller did not ask for
     streamed  it is a stream of events: one that ends before its first byte has failed
@@ -52,11 +58,13 @@ class Body(httpx2.AsyncByteStream):
         reader: UsageReader,
         hidden: UsageChunk | None,
         ended: Ended,
+        refusal: Refusal,
         reaper: Reaper,
     ) -> None:
         assert isinstance(answer.stream, httpx2.AsyncByteStream)  # an async client's answer
         self._answer, self._attempt, self._who, self._gap = answer, attempt, who, gap
         self._ended, self._reaper, self._loop = ended, reaper, asyncio.get_running_loop()
+        self._refusal = refusal
         self._pieces: AsyncIterator[bytes] = aiter(answer.stream)
         self._reader, self._hidden, self._streamed = reader, hidden, streamed
         self._closed = self._whole = self._reading = self._unread = False
@@ -101,14 +109,16 @@ class Body(httpx2.AsyncByteStream):
             raise
         except TimeoutError as error:
             self._end(Ending.OVERLOADED if timer.expired() else Ending.FAILED)
-            raise httpx2.ReadTimeout(
-                f"the vendor sent nothing for {self._gap:g} s", request=self._answer.request
-            ) from error
+            late = CallTimeout(f"the vendor sent nothing for {self._gap:g} s")
+            late.__cause__ = error
+            raise httpx2.ReadTimeout(late.detail, request=self._answer.request) from late
         except CallerLeft:
             self._end(Ending.IGNORED)
             raise
-        except Exception:
+        except Exception as error:
             self._end(Ending.FAILED)
+            if (refused := self._refusal(error)) is not None:
+                refused.__cause__, error.__cause__ = error.__cause__, refused
             raise
         except BaseException:
             self._end(Ending.IGNORED)

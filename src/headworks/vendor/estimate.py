@@ -25,6 +25,10 @@ CEILINGS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 PROMPT = frozenset(("messages", "content", "text", "input", "prompt", "system", "instructions"))
 """The keys of requests under which text for the model stands."""
 
+MOST_TOKENS = 1_000_000_000
+"""Tokens a call may be taken to cost or to have cost at most: a larger number is no such thing, and the
+arithmetic of line and quota need not bear it."""
+
 LONG = 20_000
 """Characters from which on a tokenizer counts in a thread, so that the event loop turns meanwhile."""
 
@@ -116,7 +120,7 @@ async def estimate(
         return Estimate()
     ceiling = max(_whole(body.get(name)) for name in CEILINGS)
     choices = max(_whole(body.get("n")), 1) if charges.choices else 1
-    written = ceiling * choices
+    written = min(ceiling * choices, MOST_TOKENS)
     if charges.output == "live":
         written = outputs.expected(model, written)
     charged = {
@@ -125,7 +129,7 @@ async def estimate(
         "prompt": text,
         "none": 0,
     }
-    tokens = charged[charges.tokens] * choices
+    tokens = min(charged[charges.tokens] * choices, MOST_TOKENS)
     return Estimate(model=model, input_tokens=text, output_tokens=written, tokens=tokens)
 
 
@@ -145,7 +149,8 @@ async def _counted(tokenizer: Tokenizer, model: str, found: list[str], otherwise
 
 
 def _whole(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return min(value, MOST_TOKENS) if whole else 0
 
 
 def characters(value: Any, keys: Collection[str]) -> int:

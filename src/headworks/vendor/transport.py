@@ -23,6 +23,7 @@ import httpx2
 
 from headworks import problem
 from headworks.cleanup import Reaper
+from headworks.clock import OneLoop
 from headworks.current import current, enter, leave
 from headworks.errors import (
     CallTimeout,
@@ -59,6 +60,9 @@ REFUSED = "headworks.refused"
 """The key of a response's extensions under which its `Refused` stands."""
 
 RETRYABLE = frozenset({429, 500, 502, 503, 529})
+FAR = 1e10
+"""Seconds from which on a time to come back is none, and not passed on to callers."""
+
 WRITING = frozenset({"http11.send_request_headers.started", "http2.send_request_headers.started"})
 """The trace events with which a request begins to go out."""
 
@@ -93,6 +97,7 @@ class VendorTransport(httpx2.AsyncBaseTransport):
     engine  an httpx2 client that does the sending: with the policy's pool and the environment's
             proxies, which a client built around a transport would otherwise ignore
     reaper  closes what nobody waits for
+    home    the event loop that all of it is used in
     counts_tokens  whether a quota of the policy does, so that usage is worth asking for
     now     wall-clock time, for `Retry-After` given as a date
     """
@@ -106,6 +111,7 @@ class VendorTransport(httpx2.AsyncBaseTransport):
         *,
         engine: httpx2.AsyncClient,
         reaper: Reaper,
+        home: OneLoop,
         wishes: Wishes,
         counts_tokens: bool,
         now: Callable[[], datetime],
@@ -115,9 +121,11 @@ class VendorTransport(httpx2.AsyncBaseTransport):
         self._vendor, self._settings, self._profile = vendor, settings, profile
         self._pipeline, self._engine, self._now = pipeline, engine, now
         self._reaper, self._headers = reaper, Headers(vendor, profile.headers)
+        self._home = home
         self._origin = origin(httpx2.URL(settings.base_url))
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self._home.enter(f"vendor '{self._vendor}'")
         if origin(request.url) != self._origin:
             raise ForeignOrigin(vendor=self._vendor, asked=origin(request.url), allowed=self._origin)
         wish = self._wishes.take_off(request)
@@ -203,6 +211,7 @@ class VendorTransport(httpx2.AsyncBaseTransport):
             hidden=UsageChunk() if asked and streamed and not encoding else None,
             reaper=self._reaper,
             ended=ended,
+            refusal=lambda error: self._judge_error(error, patient=True).refusal,
         )
         told = {key: value for key, value in answer.extensions.items() if key != REFUSED}
         headers = list(answer.headers.raw)
@@ -285,20 +294,10 @@ class VendorTransport(httpx2.AsyncBaseTransport):
         """Seconds from the headers that the profile names (milliseconds, seconds or an HTTP date); None
         without one that can be read."""
         for name in self._profile.headers.retry_after:
-            value, scale = headers.get(name, "").strip(), 0.001 if name.endswith("-ms") else 1.0
-            try:
-                seconds = float(value) * scale
-                if math.isfinite(seconds):
-                    return max(0.0, seconds)
-                continue
-            except ValueError:
-                pass
-            try:
-                when = email.utils.parsedate_to_datetime(value)
-            except (ValueError, OverflowError):
-                continue
-            when = when if when.tzinfo else when.replace(tzinfo=UTC)
-            return max(0.0, (when - self._now()).total_seconds())
+            scale = 0.001 if name.endswith("-ms") else 1.0
+            seconds = _wait(headers.get(name, "").strip(), scale, self._now())
+            if abs(seconds) < FAR:
+                return max(0.0, seconds)
         return None
 
 
@@ -306,6 +305,19 @@ def origin(url: httpx2.URL) -> str:
     """Scheme, host and port of a URL, the port always named."""
     port = url.port or {"https": 443, "http": 80}.get(url.scheme, 0)
     return f"{url.scheme}://{url.host}:{port}"
+
+
+def _wait(value: str, scale: float, now: datetime) -> float:
+    """Seconds from a number of `scale` seconds each, or until a date; nan for neither."""
+    try:
+        return float(value) * scale
+    except ValueError:
+        pass
+    try:
+        when = email.utils.parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return math.nan
+    return ((when if when.tzinfo else when.replace(tzinfo=UTC)) - now).total_seconds()
 
 
 def synthetic(refused: Refused, request: httpx2.Request) -> httpx2.Response:

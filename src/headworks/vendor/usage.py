@@ -14,15 +14,13 @@ from functools import cache
 from typing import Any
 
 from headworks.policy.profiles import Usage
-from headworks.vendor.estimate import CHARACTERS_PER_TOKEN, Estimate, characters
+from headworks.vendor.estimate import CHARACTERS_PER_TOKEN, MOST_TOKENS, Estimate, characters
 
 KEPT = 8192
 """Bytes kept of a response's beginning and end, where usage stands."""
 
 MOST_HELD = 1 << 20
 """Bytes of an unfinished event that are held back at most."""
-
-MOST_TOKENS = 1_000_000_000
 
 WRITTEN = frozenset(
     {

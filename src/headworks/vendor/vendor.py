@@ -13,6 +13,7 @@ from datetime import datetime
 import httpx2
 
 from headworks.cleanup import Reaper
+from headworks.clock import OneLoop
 from headworks.current import current
 from headworks.limits.breaker import BreakerRules, Ending
 from headworks.policy.profiles import Profile
@@ -76,7 +77,8 @@ class VendorCall:
 class Vendor:
     """A rate-limited API behind its line, quota, breaker and slots.
 
-    client    an `httpx2.AsyncClient` whose every request passes the pipeline; hand it to SDKs
+    client    an `httpx2.AsyncClient` whose every request passes the pipeline; hand it to SDKs. It raises
+              `RuntimeError` in any event loop but the application's
     base_url  the only origin it will talk to
     """
 
@@ -89,17 +91,16 @@ class Vendor:
         store: Store,
         telemetry: Telemetry,
         reaper: Reaper,
+        home: OneLoop,
         pod: str,
         replicas: int,
         rng: random.Random,
         now: Callable[[], datetime],
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        self.name, self.base_url = name, settings.base_url
+        self.name, self.base_url, self._home = name, settings.base_url, home
         self._slots, self._gate = Slots(settings.slots), GateCache(name, telemetry)
-        smoothing = settings.smoothing
-        smoother = Smoother(smoothing.period / smoothing.amount if smoothing else 0.0)
-        rules = _rules(settings)
+        smoother, rules = _smoother(settings), _rules(settings)
         self._lanes = {
             model: Dispatcher(
                 name,
@@ -135,6 +136,7 @@ class Vendor:
             self._pipeline,
             engine=_client(settings, transport),
             reaper=reaper,
+            home=home,
             wishes=self._wishes,
             counts_tokens=any(rate.unit != "requests" for rate in _quotas(settings)),
             now=now,
@@ -178,10 +180,12 @@ class Vendor:
         model   whose own quota counts too, where the policy gives it one
 
         Raises `Refused` when the call may not be made, `CallTimeout` when the block takes longer
-        than the policy's call_timeout, and `VendorFailed` from an `OSError` inside the block.
+        than the policy's call_timeout, `VendorFailed` from an `OSError` inside the block, and
+        `RuntimeError` in any event loop but the application's.
         """
         if tokens < 0:
             raise ValueError(f"tokens: {tokens} must be 0 or more")
+        self._home.enter(f"vendor '{self.name}'")
         wish = self._wishes.now()
         cost = wish.cost({"requests": 1, "tokens": tokens, "input_tokens": tokens})
         async with self._pipeline.hold(model, cost, wish.standing(current(), math.inf)) as attempt:
@@ -224,6 +228,11 @@ def _quotas(settings: VendorSettings) -> Iterator[Rate]:
     yield from settings.quota
     for model in settings.models.values():
         yield from model.quota
+
+
+def _smoother(settings: VendorSettings) -> Smoother:
+    smoothing = settings.smoothing
+    return Smoother(smoothing.period / smoothing.amount if smoothing else 0.0)
 
 
 def _rules(settings: VendorSettings) -> BreakerRules:

@@ -16,6 +16,7 @@ from headworks.admission import AdmissionGate, Answers, Pressure, Slots, StatedC
 from headworks.admission.pressure import container_memory, resident_memory
 from headworks.admission.within import all_within
 from headworks.cleanup import Reaper
+from headworks.clock import OneLoop
 from headworks.current import Criticality
 from headworks.errors import PolicyError, Problem
 from headworks.fairness import Fairness, KnownRefusals, Limits, Routes, Rules
@@ -258,6 +259,7 @@ def vendors_of(
     store: Store,
     telemetry: Telemetry,
     reaper: Reaper,
+    home: OneLoop,
     pod: str,
     rng: random.Random,
     now: Callable[[], datetime],
@@ -272,6 +274,7 @@ def vendors_of(
             store=store,
             telemetry=telemetry,
             reaper=reaper,
+            home=home,
             pod=pod,
             replicas=policy.deploy.replicas,
             rng=rng,

@@ -28,6 +28,7 @@ from headworks import fairness
 from headworks.address import Network
 from headworks.admission import AdmissionGate, Answers
 from headworks.cleanup import Reaper
+from headworks.clock import OneLoop
 from headworks.fairness import Fairness, FairnessGate, Routes
 from headworks.health import Health, Pages, Probes, Termination
 from headworks.identity import Resolver
@@ -98,10 +99,9 @@ class Headworks:
     ) -> None:
         self.policy = policy
         self.pod = pod or os.environ.get("HEADWORKS_POD") or f"{socket.gethostname()}-{os.getpid()}"
-        rng = rng or random.Random()
-        self._metrics = PrometheusSink()
+        self._metrics, rng = PrometheusSink(), rng or random.Random()
         self.telemetry = Telemetry(self._metrics, *sinks)
-        self._reaper = Reaper()
+        self._reaper, self._home = Reaper(), OneLoop()
         self._without_store = without_store(policy)
         if store is None:
             store = store_of(policy, self.telemetry, rng, self._without_store)
@@ -133,6 +133,7 @@ class Headworks:
             store=self._store,
             telemetry=self.telemetry,
             reaper=self._reaper,
+            home=self._home,
             pod=self.pod,
             rng=rng,
             now=now,
@@ -204,6 +205,7 @@ class Headworks:
 
     async def charge(self, units: int) -> None:
         """Take `units` (≥ 0) more of the current request's limits; all of it, or `QuotaExceeded`."""
+        self._home.enter("charge()")
         await self._fairness.charge(units)
 
     async def start(self) -> None:
@@ -212,6 +214,7 @@ class Headworks:
         Raises `PortTaken` where the policy names a management port that cannot be had.
         """
         if not self._watches:
+            self._home.enter("Headworks")
             self._health.start()
             self._answers.begin()
             if self._management is not None:
