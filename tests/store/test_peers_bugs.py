@@ -21,7 +21,7 @@ TESTS = Path(__file__).parents[1]
 ELSEWHERE = {
     # slowapi
     "routes of an included router were never limited": (
-        "test_works.py::test_included_routers_are_limited_apart_and_for_what_they_are"
+        "test_works_limits.py::test_included_routers_are_limited_apart_and_for_what_they_are"
     ),
     "a frozen server stopped the event loop, then every request was a 500": (
         "store/test_outage.py::test_a_while_without_a_server"
@@ -36,22 +36,22 @@ ELSEWHERE = {
         "fairness/test_fairness_routes.py::test_of_many_routes_only_those_that_may_match_are_looked_at"
     ),
     "an endpoint that returns a plain value was a 500 once it had headers to carry": (
-        "test_works.py::test_a_served_answer_tells_the_same_limits"
+        "test_works_limits.py::test_a_served_answer_tells_the_same_limits"
     ),
     "limits were told twice in one answer": (
-        "test_works.py::test_an_application_that_tells_limits_itself_does_not_double_them"
+        "test_works_limits.py::test_an_application_that_tells_limits_itself_does_not_double_them"
     ),
     "the request was kept on an object that threads share": (
-        "test_works.py::test_callers_of_different_tiers_at_the_same_time_are_each_told_their_own"
+        "test_works_limits.py::test_callers_of_different_tiers_at_the_same_time_are_each_told_their_own"
     ),
     "the start of a response was sent again with every chunk": (
-        "test_works.py::test_a_stream_carries_its_limits_once_and_an_error_in_it_is_not_answered_twice"
+        "test_works_answers.py::test_a_stream_carries_its_limits_once_and_an_error_in_it_is_not_answered_twice"
     ),
     "every concrete URL had a limit of its own": (
-        "test_works.py::test_included_routers_are_limited_apart_and_for_what_they_are"
+        "test_works_limits.py::test_included_routers_are_limited_apart_and_for_what_they_are"
     ),
     "answers that were let through said when to come back": (
-        "test_works.py::test_a_served_answer_tells_the_same_limits"
+        "test_works_limits.py::test_a_served_answer_tells_the_same_limits"
     ),
     "the last route of a path said whether it was exempt, the first one answered": (
         "test_works_fairness.py::test_the_first_route_that_matches_is_the_one_that_counts"
@@ -69,7 +69,7 @@ ELSEWHERE = {
         "store/test_ladder.py::test_a_slow_store_costs_the_decision_timeout_and_no_more"
     ),
     "a refusal did not say when to come back": (
-        "test_works.py::test_the_eleventh_request_is_refused_and_the_next_user_served"
+        "test_works_limits.py::test_the_eleventh_request_is_refused_and_the_next_user_served"
     ),
     "every limited route was a 500 once a router was included": (
         "test_works_fairness.py::test_including_a_router_breaks_no_limited_route"
@@ -104,10 +104,10 @@ ELSEWHERE = {
     ),
     # throttled-py
     "routes of two prefixes shared one limit": (
-        "test_works.py::test_included_routers_are_limited_apart_and_for_what_they_are"
+        "test_works_limits.py::test_included_routers_are_limited_apart_and_for_what_they_are"
     ),
     "an endpoint in a thread could not be limited": (
-        "test_works.py::test_an_endpoint_in_a_thread_is_limited_as_any_other"
+        "test_works_limits.py::test_an_endpoint_in_a_thread_is_limited_as_any_other"
     ),
     # for other languages
     "bucket4j: a batch took more than its members": (
