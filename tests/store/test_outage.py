@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import select
 import threading
@@ -10,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -357,3 +359,31 @@ def test_pods_an_hour_apart_get_the_same_verdicts(server: Any, monkeypatch: pyte
     assert [verdict.allowed for verdict in verdicts] == [True] * 10 + [False] * 2
     assert all(7200 - 600 < verdict.retry_after <= 7200 for verdict in verdicts[10:])
     assert threading.active_count() == threads
+
+
+@pytest.mark.real
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_store_is_used_in_one_event_loop_after_the_other(server: Any) -> None:
+    """As jobs do that are run by `asyncio.run`, each in its turn; the third once hung."""
+    store = LadderStore(ValkeyStore(server.url), decision_timeout=30.0, rng=random.Random(1))
+    question = Question((Ask("limit", "k", Window.of(10, 3600), 1),))
+    for left in (9, 8, 7, 6):
+        verdict = asyncio.run(store.ask(question))
+        assert (verdict.degraded, verdict.limits[0].remaining) == (False, left)
+    assert (store.statistics().failures, store.statistics().processes) == (0, 1)
+    del store
+    gc.collect()  # loops that have ended leave their sockets to it
+
+
+def test_a_store_that_was_down_when_an_event_loop_ended_is_asked_in_the_next(tmp_path: Path) -> None:
+    gone = LadderStore(ValkeyStore(f"unix://{tmp_path}/nobody"), rng=random.Random(1))
+    question = Question((Ask("limit", "k", Window.of(10, 3600), 1),))
+
+    async def take_down() -> bool:
+        for _ in range(3):
+            await gone.ask(question)
+        return gone.up
+
+    assert asyncio.run(take_down()) is False
+    assert gone.up
+    assert asyncio.run(take_down()) is False

@@ -211,7 +211,7 @@ class Batches:
         meanwhile, leaves the call."""
         loop = self._loop
         if loop is None or not loop.is_running():  # asking which one runs costs more
-            loop = self._loop = asyncio.get_running_loop()
+            loop = self._move()
         call = self._open.get(slot)
         if call is None or len(call.callers) >= self._size:
             call = self._open[slot] = Call(self, slot)
@@ -222,6 +222,16 @@ class Batches:
             self._due = True
             loop.call_soon(self._flush)
         return call, future
+
+    def _move(self) -> asyncio.AbstractEventLoop:
+        """To another loop: of what an earlier one has left, nobody waits for an answer."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._due = loop, False
+            self._open.clear()
+            self._queue.clear()
+            self._sent.clear()
+        return loop
 
     def _flush(self) -> None:
         self._due = False

@@ -10,6 +10,7 @@ has not come even then says nothing about whom it was asked of: `LoopLag`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextvars import Context
 from types import TracebackType
 
@@ -81,10 +82,11 @@ class Deadlines:
     length   seconds after which one comes due
     waiting  those not due yet, in the order in which they will be
     timed    whether the timer runs, on `loop`
+    moved    called when one is begun in another loop than those before
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.length = max(0.0, seconds - GLANCE)
+    def __init__(self, seconds: float, moved: Callable[[], None] = lambda: None) -> None:
+        self.length, self._moved = max(0.0, seconds - GLANCE), moved
         self.waiting: dict[Deadline, None] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
         self.timed = False
@@ -94,8 +96,10 @@ class Deadlines:
 
     def move(self) -> asyncio.AbstractEventLoop:
         """To another loop: what waited in an earlier one does so no longer."""
-        self.loop = asyncio.get_running_loop()
+        before, self.loop = self.loop, asyncio.get_running_loop()
         self.waiting, self.timed = {}, False
+        if before is not None and before is not self.loop:
+            self._moved()
         return self.loop
 
     def turn_at(self, loop: asyncio.AbstractEventLoop, when: float) -> None:

@@ -59,9 +59,9 @@ class Heartbeat:
 
     def begin(self) -> None:
         """Begin to beat, in one task that lives until `end` or its loop ends; again does nothing."""
-        if self._beating is not None:
+        if self._beating is not None and not self._beating.done():
             return
-        self._process = f"{os.getpid()}-{self._rng.getrandbits(64):016x}"
+        self._process = self._process or f"{os.getpid()}-{self._rng.getrandbits(64):016x}"
         loop, beat = asyncio.get_running_loop(), self._beat()  # no part of whose request came first
         self._beating = loop.create_task(beat, name="store-heartbeat", context=Context())
 

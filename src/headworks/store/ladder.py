@@ -98,7 +98,8 @@ class LadderStore:
         on_change: OnChange | None = None,
     ) -> None:
         self._inner = inner
-        self._deciding, self._telling = Deadlines(decision_timeout), Deadlines(REPORT_TIMEOUT)
+        self._deciding = Deadlines(decision_timeout, moved=self._begin)
+        self._telling = Deadlines(REPORT_TIMEOUT)
         self._when_down, self._when_down_for = when_down, when_down_for or {}
         beat = partial(Heartbeat, inner, processes=replicas, rng=rng, then=self._tell_untold)
         self._heartbeat = beat(group)
@@ -152,10 +153,13 @@ class LadderStore:
     def _begins(self) -> bool:
         """With the first question begins the heartbeat: nothing runs for a store that nobody asks."""
         if self._trial is None and not self._closed:
-            for heartbeat in (self._heartbeat, *self._heartbeats.values()):
-                heartbeat.begin()
+            self._begin()
             self._asking = True
         return self._asking
+
+    def _begin(self) -> None:
+        for heartbeat in (self._heartbeat, *self._heartbeats.values()):
+            heartbeat.begin()
 
     def _processes(self, gate: Gate | None) -> int:
         """How many share what stands behind this gate, or without one what the group shares."""
@@ -278,6 +282,7 @@ class LadderStore:
         if self._in_a_row >= FAILURES and self._trial is None and not self._closed:
             loop, look = asyncio.get_running_loop(), self._look()  # no part of whose request failed
             self._trial = loop.create_task(look, name="store-trial", context=Context())
+            self._trial.add_done_callback(self._looked)
             self._asking = False
             self._tell("down", why)
 
@@ -297,9 +302,14 @@ class LadderStore:
                 continue
             except Exception:
                 log.exception("looking for the store failed in an unforeseen way")
-        self._in_a_row, self._trial = 0, None
+        self._looked()
         self._share.end()
         self._tell("up", "the store decides again")
+
+    def _looked(self, look: object = None) -> None:
+        """Nobody looks any more: it was found, or the event loop has ended with all its tasks."""
+        if look in (None, self._trial):
+            self._in_a_row, self._trial = 0, None
 
     def _tell(self, state: str, detail: str) -> None:
         log.warning("store %s: %s", state, detail)

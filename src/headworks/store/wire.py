@@ -93,6 +93,10 @@ class _Wire(asyncio.Protocol):
         self._transport: Any = transport
         self.open = True
 
+    def usable(self) -> bool:
+        """Whether it is open, and its event loop has not ended and left it so."""
+        return self.open and self._loop.is_running()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.open = False
         why = self._broken or (f"connection lost: {exc}" if exc else "connection closed by the server")
@@ -134,7 +138,7 @@ class _Wire(asyncio.Protocol):
 
     def give_up(self, to: Receiver) -> None:
         """Nobody waits for this reply any more: drop it, or, if it does not come, the connection."""
-        if self.open:
+        if self.usable():
             self._loop.call_later(LOST_AFTER, self._still_waiting, to)
 
     def _still_waiting(self, to: Receiver) -> None:
@@ -178,8 +182,8 @@ class Server:
         if self._closed:
             raise StoreDown("closed")
         wire = self._wires[0] if self._wires else None
-        if wire is None or wire.waiting or not wire.open:
-            self._wires = [wire for wire in self._wires if wire.open]
+        if wire is None or wire.waiting or not wire.usable():
+            self._wires = [wire for wire in self._wires if wire.usable()]
             wire = min(self._wires, key=lambda wire: len(wire.waiting), default=None)
             if wire is None or (wire.waiting and len(self._wires) < self._most):
                 return self._when_open(to, command, script)
