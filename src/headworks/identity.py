@@ -325,6 +325,7 @@ class Identifier:
         fields = (caller.tier, caller.tenant or "") if isinstance(caller, Caller) else (None,)
         if not all(isinstance(field, str) for field in fields):
             raise TypeError(f"a {type(answer).__name__}, where a tier, a Caller or None belongs")
+        (caller.tenant or "").encode()  # half a surrogate, as JSON can hold it, is no name
         if caller.tier not in self.callers.tiers:
             self._warn(
                 f"the resolver named the tier {caller.tier!r:.60}, which the policy does not have"

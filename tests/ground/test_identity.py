@@ -198,6 +198,19 @@ async def test_an_answer_that_is_none_makes_the_caller_nobody(answer: Any) -> No
     assert "TypeError" in warnings[0]
 
 
+async def test_a_tenant_whose_name_cannot_be_written_makes_the_caller_nobody() -> None:
+    """Half a surrogate, as JSON can hold it, once made each of its requests a 500."""
+
+    async def resolve(key: str) -> Caller:
+        return Caller("pro", "\ud800")
+
+    warnings: list[str] = []
+    ident = identifier(resolve, warn=warnings.append)
+    assert (await ident.resolve(keyed("k"))).known is False
+    assert ident.identify(keyed("k")).known is False
+    assert "UnicodeEncodeError" in warnings[0]
+
+
 async def test_what_a_resolver_raises_tells_no_key() -> None:
     """Databases like to quote what they were asked."""
 
