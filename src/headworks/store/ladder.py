@@ -158,8 +158,10 @@ class LadderStore:
         return self._asking
 
     def _begin(self) -> None:
-        for heartbeat in (self._heartbeat, *self._heartbeats.values()):
-            heartbeat.begin()
+        """Be counted, in the running loop; not any more once closed."""
+        if not self._closed:
+            for heartbeat in (self._heartbeat, *self._heartbeats.values()):
+                heartbeat.begin()
 
     def _processes(self, gate: Gate | None) -> int:
         """How many share what stands behind this gate, or without one what the group shares."""
