@@ -17,7 +17,11 @@ WAYS = ([sys.executable, "-m", "headworks"], [str(Path(sys.executable).with_name
 @pytest.mark.parametrize("way", WAYS, ids=("module", "script"))
 def test_ctrl_c_during_the_imports_ends_quietly_with_130(tmp_path: Path, way: list[str]) -> None:
     """The first library that the command line imports presses the keys."""
-    pressed = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(300)\n"
+    # The handler that Python has, unless it was started with the signal ignored, as in the background.
+    pressed = (
+        "import os, signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(300)\n"
+    )
     (tmp_path / "typer.py").write_text(pressed)
     result = _run(way, PYTHONPATH=str(tmp_path))
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "")

@@ -231,7 +231,8 @@ def _to_pods(policy: Policy, retry_on: str, silent: Said) -> dict[str, Any]:
             "retry_on": retry_on,
             "num_retries": Said(policy.gateway.attempts - 1, "gateway.attempts, less the first"),
             "retry_host_predicate": [{"name": others, "typed_config": {"@type": kind}}],
-            "host_selection_retry_max_attempts": Said(5, "fixed: draws until another pod is found"),
+            # A dead pod has nothing in hand, and so is drawn more often than any other.
+            "host_selection_retry_max_attempts": Said(50, "fixed: draws until another pod is found"),
         },
     }
 
