@@ -90,6 +90,32 @@ async def test_a_pod_killed_outright_costs_no_read(open_edge: Any) -> None:
 
 
 @on_both
+async def test_every_read_in_a_dead_pods_hands_finds_the_other_one(open_edge: Any) -> None:
+    """Who has nothing in hand is drawn first, and nobody has less in hand than a pod that has died."""
+    for _ in range(8):  # an edge that draws too few times loses one now and then
+        async with open_edge(pods=2, per_ip_connections=100) as edge:
+            client = await edge.client()
+            assert await wait_until(lambda c=client: _served_by_both(c), timeout=PATIENCE)
+            dead, other = edge.pods
+            for pod in edge.pods:
+                pod.requests.clear()
+                pod.gate.clear()
+            reads = [asyncio.create_task(client.get("/x")) for _ in range(20)]
+            assert await wait_until(
+                lambda a=dead, b=other: _true(len(a.requests) + len(b.requests) == 20), timeout=PATIENCE
+            )
+            assert dead.requests
+            dead.kill()
+            other.gate.set()
+            answers = await asyncio.gather(*reads)
+            assert Counter((a.status_code, a.text) for a in answers) == {(200, "pod-1"): 20}
+
+
+async def _served_by_both(client: httpx2.AsyncClient) -> bool:
+    return {(await client.get("/x")).text for _ in range(6)} == {"pod-0", "pod-1"}
+
+
+@on_both
 async def test_a_rolling_restart_costs_nothing(open_edge: Any) -> None:
     """Each pod says no, serves on until nobody sends to it, ends, and comes back."""
     async with open_edge(pods=3, **WIDE) as edge:
