@@ -38,12 +38,11 @@ class Trust:
     networks  may be none: then nobody's does
     """
 
-    __slots__ = ("_masks", "networks")
+    __slots__ = ("_masks",)
 
     def __init__(self, networks: Iterable[Network] = ()) -> None:
-        self.networks = tuple(networks)
         self._masks: dict[int, list[tuple[int, int]]] = {4: [], 6: []}
-        for network in self.networks:
+        for network in networks:
             masks = self._masks[network.version]
             masks.append((int(network.netmask), int(network.network_address)))
 

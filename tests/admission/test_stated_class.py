@@ -13,7 +13,8 @@ from headworks.current import Criticality, Current
 from headworks.identity import Callers, Identifier, Rank
 
 GATEWAY, INSIDE, OUTSIDE = "10.0.0.1", "10.2.3.4", "203.0.113.7"
-TRUST = Trust([ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::/32")])
+OURS = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::/32")]
+TRUST = Trust(OURS)
 STATED = StatedClass("X-Class")
 IDENTIFIER = Identifier(
     Callers(
@@ -21,7 +22,7 @@ IDENTIFIER = Identifier(
         tiers={"free": Rank(Criticality.SHEDDABLE), "best": Rank(Criticality.CRITICAL)},
         default_tier="free",
         keys={"f": "free", "b": "best"},
-        trust=TRUST.networks,
+        trust=OURS,
     )
 )
 

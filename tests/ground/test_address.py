@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from headworks.address import MAX_FORWARDED, Trust, client_address, client_within
 
-TRUST = Trust((ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8")))
+OURS = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))
+TRUST = Trust(OURS)
 
 
 def scope(peer: str | None = "10.0.0.1", *headers: tuple[str, str | bytes]) -> dict[str, Any]:
@@ -184,7 +185,7 @@ def test_what_the_trusted_proxy_appended_decides_whatever_came_before(
     invented: list[str], client: ipaddress.IPv4Address
 ) -> None:
     """Both headers, any history: the last hop is the client, unless it is one of ours."""
-    if any(client in network for network in TRUST.networks):
+    if any(client in network for network in OURS):
         return
     before = [f'for="{text}"' for text in invented]
     for header, hops in (

@@ -75,14 +75,20 @@ def test_ahead_tells_a_newcomer_one_round_and_the_flooder_its_whole_backlog() ->
     assert line.ahead("flooder", DEFAULT).now == 100
 
 
-def test_who_asked_for_nothing_for_a_while_catches_up_so_many_calls_and_no_more() -> None:
-    """The flooder has been served alone meanwhile: it gave nothing up by waiting now."""
+def known_and_flooded() -> Line[str]:
+    """Seventy calls of a flooder, which has been served alone since another tenant had its only one."""
     line: Line[str] = Line()
     for number in range(100):
         stand(line, f"flooder:{number}")
     stand(line, "known:0")
     while len(line) > 70:
         line.pop()
+    return line
+
+
+def test_who_asked_for_nothing_for_a_while_catches_up_so_many_calls_and_no_more() -> None:
+    """The flooder has been served alone meanwhile: it gave nothing up by waiting now."""
+    line = known_and_flooded()
     for number in range(20):
         stand(line, f"known:{number}")
     first = order(line)[:30]
@@ -92,12 +98,7 @@ def test_who_asked_for_nothing_for_a_while_catches_up_so_many_calls_and_no_more(
 
 def test_a_call_without_credit_catches_up_nothing() -> None:
     """Its tenant is served in turn from now on, and is told so before it joins."""
-    line: Line[str] = Line()
-    for number in range(100):
-        stand(line, f"flooder:{number}")
-    stand(line, "known:0")
-    while len(line) > 70:
-        line.pop()
+    line = known_and_flooded()
     assert line.ahead("known", DEFAULT, credit=0).now == 1
     assert line.ahead("known", DEFAULT).now == 0
     for number in range(20):

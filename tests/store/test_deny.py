@@ -83,6 +83,25 @@ async def test_the_smallest_refused_cost_stands_for_all_above_it_only() -> None:
     assert front.through == before + 2
 
 
+async def test_a_larger_cost_that_was_refused_later_does_not_hide_the_smaller_one() -> None:
+    """Both were on their way at once, so neither could be answered from here."""
+
+    class Slow(Counted):
+        async def ask(self, question: Question) -> Verdict:
+            verdict = await super().ask(question)
+            await asyncio.sleep(question.asks[0].cost)
+            return verdict
+
+    inner = Slow()
+    cache = DenyCache(inner)
+    assert (await cache.ask(final(cost=8))).allowed
+    verdicts = await asyncio.gather(cache.ask(final(cost=3)), cache.ask(final(cost=9)))
+    assert not any(verdict.allowed for verdict in verdicts)
+    before = inner.through
+    assert not (await cache.ask(final(cost=5))).allowed
+    assert inner.through == before
+
+
 async def test_a_cost_that_never_fits_stands_for_no_other() -> None:
     front = Front()
     for _ in range(3):
