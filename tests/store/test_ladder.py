@@ -440,3 +440,20 @@ async def test_closing_ends_the_search() -> None:
     await _down(store, inner)
     await store.aclose()
     assert len(asyncio.all_tasks()) == 1
+
+
+def test_a_store_that_is_closed_is_counted_in_no_later_loop() -> None:
+    """Whoever still asks it there begins no task that nobody would end."""
+    store = ladder(Moody())
+
+    async def used_up() -> None:
+        await store.ask(one())
+        await store.aclose()
+
+    async def asked_again() -> set[str]:
+        await store.ask(one())
+        await store.lease("key", holder="h", limit=1, ttl=1.0)
+        return {task.get_name() for task in asyncio.all_tasks()}
+
+    asyncio.run(used_up())
+    assert "store-heartbeat" not in asyncio.run(asked_again())
