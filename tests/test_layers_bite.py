@@ -24,7 +24,7 @@ from headworks.admission.slots import Slot, Slots
 from headworks.admission.waiting import Waiting
 from headworks.caller import Presence
 from headworks.current import Criticality, Current
-from headworks.fairness import KnownRefusals
+from headworks.fairness import ahead as fairness_ahead
 from headworks.fairness import gate as fairness_gate
 from headworks.fairness.gate import Fairness
 from headworks.fairness.limits import Asked
@@ -33,6 +33,7 @@ from headworks.health.readiness import Health
 from headworks.identity import Identifier
 from headworks.limits import breaker
 from headworks.limits.line import Ahead, Line, Waiter
+from headworks.store.protocol import Question
 from headworks.vendor import slots as vendor_slots
 from headworks.vendor import waiting as vendor_waiting
 from headworks.vendor.gate import GateCache
@@ -96,7 +97,7 @@ def no_deadline(patch: Patch) -> None:
     patch.setattr(
         AdmissionGate,
         "_standing",
-        lambda self, scope, deadline, caller=None: standing(self, scope, math.inf, caller),
+        lambda self, scope, deadline: standing(self, scope, math.inf),
     )
 
     @contextlib.asynccontextmanager
@@ -128,6 +129,7 @@ def no_limits(patch: Patch) -> None:
         await self._identifier.resolve(args[0])
 
     patch.setattr(Fairness, "admit", admit)
+    patch.setattr(fairness_ahead.Ahead, "look", lambda self, scope: None)
 
 
 def limits_one_by_one(patch: Patch) -> None:
@@ -135,17 +137,19 @@ def limits_one_by_one(patch: Patch) -> None:
     ask = Fairness._ask
 
     async def each(self: Fairness, ticket: Any, asked: Asked, criticality: Any) -> Any:
-        for one in asked.asks:
-            if refused := await ask(self, ticket, Asked.of((one,), ()), criticality):
+        for one, fifth in zip(asked.asks, asked.fifths, strict=True):
+            alone = Asked((one,), question=Question((one,)), fifths=(fifth,))
+            if refused := await ask(self, ticket, alone, criticality):
                 return refused
         return None
 
     patch.setattr(Fairness, "_ask", each)
+    patch.setattr(fairness_ahead.Ahead, "look", lambda self, scope: None)
 
 
 def no_memory_of_refusals(patch: Patch) -> None:
     """Layer 4 refuses inside only, whatever it knows."""
-    patch.setattr(KnownRefusals, "_ours", lambda self, scope: False)
+    patch.setattr(fairness_ahead.Ahead, "known", lambda self, given: None)
 
 
 def identity_believed(patch: Patch) -> None:

@@ -15,7 +15,7 @@ import uvicorn
 
 from bench.inbound.apps import APPS, OURS
 from headworks.cli.serve import GC_THRESHOLDS
-from headworks.deploy.one_write import Protocol
+from headworks.deploy.protocol import Protocol
 
 
 class _Server(uvicorn.Server):

@@ -25,6 +25,8 @@ _TYPES = {
 }
 
 Headers = list[tuple[bytes, bytes]]
+Whole = tuple[int, Headers, bytes]
+"""A whole answer: status, headers, body."""
 
 _PROBLEM: Final = (b"content-type", b"application/problem+json")
 _NO_STORE: Final = (b"cache-control", b"no-store")
@@ -67,7 +69,7 @@ def _written(kind: type[Refused], detail: str, limit: str | None) -> str:
     return json.dumps(_lasting(kind, detail, limit), separators=(",", ":"))[:-1]
 
 
-def render(refused: Refused, extra: Headers | None = None) -> tuple[int, Headers, bytes]:
+def render(refused: Refused, extra: Headers | None = None) -> Whole:
     """Status, headers and body of a refusal's answer; `extra` headers come after ours."""
     written = _written(type(refused), refused.detail, refused.limit)  # type: ignore[arg-type]  # a class has a hash
     seconds = refused.retry_after

@@ -12,7 +12,8 @@ import pytest
 from tests.policies import shipped
 from tests.serving import serving
 
-from headworks.deploy.one_write import JOINED, OneWrite, Protocol
+from headworks.deploy.one_write import JOINED, OneWrite
+from headworks.deploy.protocol import Protocol
 from headworks.deploy.server import server_settings
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"

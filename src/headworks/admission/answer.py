@@ -11,7 +11,7 @@ import asyncio
 import json
 import math
 from collections.abc import Generator, Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from starlette.types import Message, Scope, Send
 
@@ -24,6 +24,9 @@ from headworks.errors import CallerLeft, DeadlineExceeded, Refused
 from headworks.problem import body as problem
 from headworks.problem import render
 
+if TYPE_CHECKING:
+    from headworks.admission.waiting import Turn
+
 BETWEEN: Final = (b"\n\n", b"\r\r", b"\r\n\r\n")
 """How the bytes of an event stream end when no event is half sent."""
 
@@ -32,11 +35,28 @@ class ClientStalled(OSError):
     """The client has not read for `write_stall` seconds; its answer is given up."""
 
 
+class Entry:
+    """A request at the gate: who it is, when it came, and what it got.
+
+    arrived  when it came, on the loop's clock
+    current  its standing
+    latest   when its caller stops waiting, on the same clock; inf where it did not say
+    place    a place in the pod, a turn in the line for one, or why there is neither
+    """
+
+    __slots__ = ("arrived", "current", "latest", "place")
+
+    place: Slot | Turn | Refused
+
+    def __init__(self, arrived: float, current: Current) -> None:
+        self.arrived, self.current, self.latest = arrived, current, math.inf
+
+
 class Answer:
     """What is sent to one client. From `begin` to `over` its application runs as inside an
     `asyncio.timeout`: cancelled when its time is up, which is a `TimeoutError` outside.
 
-    arrived   when the request came, on the loop's clock; `latest` when its caller stops waiting
+    arrived   as of `Entry`; latest, current likewise
     given_up  its time was up, or it had to end early
     """
 
@@ -67,12 +87,11 @@ class Answer:
         send: Send,
         scope: Scope,
         caller: Presence,
-        current: Current,
+        entry: Entry,
         answers: Answers,
-        arrived: float,
     ) -> None:
-        self._send, self.scope, self.caller, self.current = send, scope, caller, current
-        self._answers, self.arrived, self.latest = answers, arrived, math.inf
+        self._send, self.scope, self.caller, self.current = send, scope, caller, entry.current
+        self._answers, self.arrived, self.latest = answers, entry.arrived, entry.latest
         self.slot: Slot | None = None
         self.status = 0
         self.begun = self.complete = self.stalled = self.given_up = False
@@ -156,20 +175,12 @@ class Answer:
             event = b"event: error\ndata: " + json.dumps(problem(refused)).encode() + b"\n\n"
             await self.send({"type": "http.response.body", "body": event})
         else:
-            await self._leave_transport("close")
+            await leave_transport(self._send, "close")
 
     async def abort(self) -> None:
         """Drop the connection, and with it what the client has not read. Closing it would first wait
         for the client to read what is buffered."""
-        await self._leave_transport("abort")
-
-    async def _leave_transport(self, how: str) -> None:
-        """ASGI has no word for this: uvicorn's `send` is a method of an object that has the transport,
-        and a server without one closes in its own way when the application returns."""
-        transport = getattr(getattr(self._send, "__self__", None), "transport", None)
-        if transport is not None:
-            getattr(transport, how)()
-            await asyncio.sleep(0)  # the loop's next turn tells the server that the client is gone
+        await leave_transport(self._send, "abort")
 
     async def _patiently(self, steps: Generator[Any, None, None], waits_for: Any) -> None:
         """Wait for the client to take what it was sent, but not for ever."""
@@ -210,3 +221,12 @@ class Answer:
             plain = b"content-encoding" not in found and b"content-length" not in found
             self._events = plain and found.get(b"content-type", b"").startswith(b"text/event-stream")
         return self._events
+
+
+async def leave_transport(send: Send, how: Literal["close", "abort"]) -> None:
+    """ASGI has no word for this: uvicorn's `send` is a method of an object that has the transport, and
+    a server without one closes in its own way when the application returns."""
+    transport = getattr(getattr(send, "__self__", None), "transport", None)
+    if transport is not None:
+        getattr(transport, how)()
+        await asyncio.sleep(0)  # the loop's next turn tells the server that the client is gone

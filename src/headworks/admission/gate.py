@@ -21,19 +21,20 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from headworks.admission.answer import Answer, ClientStalled
+from headworks.admission.answer import Answer, ClientStalled, Entry, leave_transport
 from headworks.admission.answers import Answers
 from headworks.admission.deadline import asked_for
 from headworks.admission.early import EarlyMessages
 from headworks.admission.slots import Slot, Slots
 from headworks.admission.stated import StatedClass
 from headworks.admission.waiting import Turn
+from headworks.admission.within import all_within
 from headworks.caller import Presence
 from headworks.cleanup import Reaper
 from headworks.current import ROUTE, Criticality, Current, enter, leave
 from headworks.errors import CallerLeft, DeadlineExceeded, Refused
 from headworks.identity import Identifier
-from headworks.problem import refuse_websocket
+from headworks.problem import Headers, refuse_websocket
 from headworks.telemetry import Decided, Queued, Served, Shadowed, Telemetry
 
 log = logging.getLogger("headworks")
@@ -87,17 +88,48 @@ class AdmissionGate:
         self._stated, self.hold_background, self.shadow = stated, hold_background, shadow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            inner = self._websocket if scope["type"] == "websocket" else self.app
-            await inner(scope, receive, send)
-            return
-        answers = self._answers
-        began = answers.now()
-        caller = Presence(scope, receive)
-        current = self._standing(scope, began + self._sla, caller)
-        answer = Answer(send, scope, caller, current, answers, began)
+        if scope["type"] == "http":
+            await self.go_on(self.enter(scope), scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def now(self) -> float:
+        """The running loop's time."""
+        return self._answers.now()
+
+    def enter(self, scope: Scope) -> Entry:
+        """Ask for a place for an HTTP request. What comes of it has to `go_on`, or to `turn_back`."""
+        arrived = self._answers.now()
+        entry = Entry(arrived, self._standing(scope, arrived + self._sla))
+        entry.place = self._claim(scope, entry)
+        return entry
+
+    def turn_back(self, entry: Entry, scope: Scope, status: int) -> None:
+        """It does not get as far as the application, though there was a place: the place returns.
+
+        status  of the answer it was given, 0 where it was given none
+        """
+        assert isinstance(entry.place, Slot)
+        entry.place.end()
+        self._served(entry, scope, status)
+
+    async def tell(self, send: Send, status: int, headers: Headers, body: bytes) -> None:
+        """Send a whole answer for which there is no place, and no `Answer`; a client that does not read
+        it is cut off all the same."""
         try:
-            place = self._claim(scope, answer, current)
+            await all_within(self._answers.write_stall, _sent(send, status, headers, body))
+        except TimeoutError:
+            self._cut_off()
+            await leave_transport(send, "abort")
+
+    async def go_on(self, entry: Entry, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request, refuse it, or let it wait, as `enter` has found."""
+        place, answers = entry.place, self._answers
+        caller = entry.current.caller = Presence(scope, receive)
+        answer = Answer(send, scope, caller, entry, answers)
+        try:
             if isinstance(place, Slot):
                 await self._serve(place, answer)
             elif isinstance(place, Turn):
@@ -105,39 +137,46 @@ class AdmissionGate:
             else:
                 await answer.refuse(place)
         except ClientStalled:
-            self._slots.stalled += 1
-            log.info("a client was cut off: it read nothing for %g s", answers.write_stall)
+            self._cut_off()
             await answer.abort()
         finally:
-            seconds = answers.now() - began
-            # The latter two where it was refused before it got there.
-            route = current.route or scope.get(ROUTE) or self._route_of(scope)
-            self._telemetry.emit(_new(Served, (route, scope["method"], answer.status, seconds)))
+            self._served(entry, scope, answer.status)
 
-    def _claim(self, scope: Scope, answer: Answer, current: Current) -> Slot | Turn | Refused:
+    def _served(self, entry: Entry, scope: Scope, status: int) -> None:
+        seconds = self._answers.now() - entry.arrived
+        # The latter two where it was refused before it got there.
+        route = entry.current.route or scope.get(ROUTE) or self._route_of(scope)
+        self._telemetry.emit(_new(Served, (route, scope["method"], status, seconds)))
+
+    def _cut_off(self) -> None:
+        self._slots.stalled += 1
+        log.info("a client was cut off: it read nothing for %g s", self._answers.write_stall)
+
+    def _claim(self, scope: Scope, entry: Entry) -> Slot | Turn | Refused:
         """A place, a turn in the line for one, or why there is neither."""
+        current = entry.current
         try:
             if self._deadline_header:
                 asked = asked_for(scope, self._deadline_header)
                 if asked is not None:
-                    self._shorten(asked, answer, current)
-            place = self._slots.claim(current, answer.arrived)
+                    self._shorten(asked, entry)
+            place = self._slots.claim(current, entry.arrived)
         except Refused as refused:
             if not self.shadow or refused.layer != "admission":
                 self._refused(current, refused)
                 return refused
             self._telemetry.emit(Shadowed("admission", False, refused.reason))
-            place = self._slots.claim_anyway(answer.arrived)
+            place = self._slots.claim_anyway(entry.arrived)
         if isinstance(place, Slot):
             self._telemetry.emit(_ADMITTED[current.criticality])
         return place
 
-    def _shorten(self, asked: float, answer: Answer, current: Current) -> None:
+    def _shorten(self, asked: float, entry: Entry) -> None:
         """The caller's own deadline, where it is the stricter one; `DeadlineExceeded` if it is over."""
         if asked <= 0:
             raise DeadlineExceeded("the caller's own deadline had passed when its request came")
-        answer.latest = answer.arrived + asked
-        current.deadline = min(current.deadline, answer.latest)
+        entry.latest = entry.arrived + asked
+        entry.current.deadline = min(entry.current.deadline, entry.latest)
 
     async def _wait(self, turn: Turn, receive: Receive, answer: Answer) -> None:
         """Stand in line, and go on with what comes of it."""
@@ -225,12 +264,10 @@ class AdmissionGate:
             leave(token)
             self._end(slot, current)
 
-    def _standing(self, scope: Scope, deadline: float, caller: Presence | None = None) -> Current:
+    def _standing(self, scope: Scope, deadline: float) -> Current:
         """What is known of a request without waiting."""
         identity = self._identifier.identify(scope)
-        current = Current(
-            deadline, identity.tenant, identity.criticality, identity.weight, caller=caller
-        )
+        current = Current(deadline, identity.tenant, identity.criticality, identity.weight)
         if self._stated is not None:
             current.stated = self._stated.of(scope, self._identifier.callers.trust)
             current.rank(identity.criticality, known=identity.known)
@@ -251,3 +288,8 @@ class AdmissionGate:
             for closer in current.opened:
                 self._reaper.hand_over("closing what a request left open", closer)
             current.opened.clear()
+
+
+async def _sent(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

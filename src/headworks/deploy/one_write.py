@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-from headworks.deploy.heads import BoundedHeads
-
 HEAD: Final = b"HTTP/1.1 "
 """How a head begins. A body that begins so as well waits for a turn of the loop, and nothing else."""
 JOINED: Final = 16_384
@@ -64,10 +62,3 @@ class OneWrite:
         if self._flush_at is not None:
             self._flush_at.cancel()
             self._flush_at = None
-
-
-class Protocol(BoundedHeads):
-    """uvicorn's own, over such a transport, with bounded heads."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]  # behaves as one

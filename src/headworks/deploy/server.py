@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from headworks.deploy.heads import MOST
-from headworks.deploy.one_write import Protocol
+from headworks.deploy.protocol import Protocol
 from headworks.policy.settings import LAST_WORDS, Policy
 
 log = logging.getLogger("headworks")

@@ -59,10 +59,13 @@ class Given(NamedTuple):
     place: tuple[str, str, str]
     matched: Matched
     asked: Asked
+    criticality: Criticality
 
 
 GIVEN: Final = "headworks.given"
 """Where a request's scope keeps it."""
+VERDICT: Final = "headworks.verdict"
+"""Where it keeps the verdict on it that let the request pass, where the store was asked already."""
 
 
 class Fairness:
@@ -175,7 +178,11 @@ class FairnessGate:
         try:
             if matched is not None:
                 _take_up(matched, standing)
-            if not _is_preflight(scope):
+            verdict = scope.pop(VERDICT, None)
+            if verdict is not None and asked is not None:
+                answer.asked, answer.verdict = asked, verdict
+                token = fairness.ticket.set(answer)
+            elif not _is_preflight(scope):
                 refused = await fairness.admit(scope, standing, answer, rules, matched, asked)
                 if refused is not None:
                     await answer.refuse(refused)
@@ -194,11 +201,11 @@ class FairnessGate:
         """What is known of the request, from outside where it is still the same request."""
         rules, given = self._fairness.rules, scope.get(GIVEN)
         if given is not None:
-            known, place, matched, asked = given
+            known, place, matched, asked, _ = given
             if place != place_of(scope):
                 self._fairness.rewritten = True
-            elif known is rules:
-                return rules, matched, asked
+            elif known is rules or VERDICT in scope:
+                return known, matched, asked
         return rules, self._routes.find(scope), None
 
 

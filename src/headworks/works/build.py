@@ -14,12 +14,11 @@ from starlette.types import ASGIApp, Scope
 
 from headworks.admission import AdmissionGate, Answers, Pressure, Slots, StatedClass
 from headworks.admission.pressure import container_memory, resident_memory
-from headworks.admission.within import all_within
 from headworks.cleanup import Reaper
 from headworks.clock import OneLoop
 from headworks.current import Criticality
 from headworks.errors import PolicyError, Problem
-from headworks.fairness import Fairness, KnownRefusals, Limits, Routes, Rules
+from headworks.fairness import Ahead, Fairness, Limits, Routes, Rules
 from headworks.fairness.limits import when_down_of
 from headworks.health import Management, Pages
 from headworks.identity import Caller, Callers, Identifier, Rank, Resolver
@@ -187,9 +186,8 @@ def _unrouted(routes: Routes, scope: Scope) -> str:
     return "" if matched is None else matched.template
 
 
-def known_of(
+def ahead_of(
     policy: Policy,
-    app: ASGIApp,
     *,
     store: Store,
     fairness: Fairness,
@@ -197,22 +195,18 @@ def known_of(
     identifier: Identifier,
     answers: Answers,
     telemetry: Telemetry,
-) -> ASGIApp:
-    """What answers outside of admission whoever is known to be refused; `app` itself where the store
-    remembers no refusals."""
-    if not isinstance(store, DenyCache):
-        return app
+) -> Ahead:
+    """Fairness's word ahead of the application; a store that remembers no refusals knows of none."""
     header = policy.admission.criticality_header
-    return KnownRefusals(
-        app,
-        known=store.known_nowait,
+    return Ahead(
+        known=store.known_nowait if isinstance(store, DenyCache) else lambda asks: None,
         fairness=fairness,
+        store=store,
         routes=routes,
         identifier=identifier,
         telemetry=telemetry,
         inside=[] if header is None else [header.lower().encode()],
         leaving=lambda: answers.leaving,
-        bounded=lambda answering: all_within(answers.write_stall, answering),
     )
 
 

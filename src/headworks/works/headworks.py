@@ -42,10 +42,10 @@ from headworks.telemetry import Sink, Telemetry
 from headworks.telemetry.prometheus import PrometheusSink
 from headworks.vendor import Vendor
 from headworks.works.build import (
+    ahead_of,
     bounds_of,
     gate_of,
     identifier_of,
-    known_of,
     management_of,
     pressure_of,
     readmit,
@@ -55,6 +55,7 @@ from headworks.works.build import (
     vendors_of,
     without_store,
 )
+from headworks.works.door import Door
 from headworks.works.permit import permit_of
 from headworks.works.reload import Change, PolicyWatch, signature
 
@@ -328,9 +329,8 @@ class Headworks:
                 reaper=self._reaper,
                 routes=routes,
             )
-            known = known_of(
+            ahead = ahead_of(
                 self.policy,
-                admission,
                 store=self._store,
                 fairness=self._fairness,
                 routes=routes,
@@ -339,7 +339,13 @@ class Headworks:
                 telemetry=self.telemetry,
             )
             self._name_idle_limits()
-            return Probes(known, self._pages, allow=self._inside)
+            return Door(
+                app,
+                probes=partial(Probes, pages=self._pages, allow=self._inside),
+                admission=admission,
+                ahead=ahead,
+                telemetry=self.telemetry,
+            )
 
         # On the instance, so that admission stays outermost whatever middleware is added later.
         app.build_middleware_stack = outermost  # type: ignore[method-assign]  # meant: see above

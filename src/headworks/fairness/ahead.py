@@ -1,0 +1,121 @@
+"""What can be said of a request's limits before the application is reached.
+
+A caller who is known to be over a limit is refused outside of everything, and so a flood from one
+caller takes no place in the pod. And where nothing stands between admission and fairness that might
+answer in its own way, the store is asked before the application is begun: a request that waits for its
+verdict is then a small thing, and one that is refused never was more. Both are the answers, from the
+same numbers, that the gate inside would give; they only come without what middleware would add. So
+whatever may make a difference goes inside:
+
+    websockets; requests of other origins, which need the headers of CORS; whoever carries a header that
+    matters to admission; a caller that cannot be told without waiting; a path of no route, which may be
+    a page of the middleware's own; limits that are watched; a pod that is leaving, whose answers end
+    their connections; and everything, once any middleware has been seen to change a request's path
+
+What has been found out on the way is handed on in the scope, so that nobody finds it out twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from starlette.types import Scope
+
+from headworks.current import ROUTE
+from headworks.errors import QuotaExceeded
+from headworks.fairness.gate import GIVEN, VERDICT, Fairness, Given, place_of
+from headworks.fairness.headers import fields
+from headworks.fairness.limits import Asks
+from headworks.fairness.refusal import judged
+from headworks.fairness.routes import Matched, Routes
+from headworks.identity import Identifier
+from headworks.problem import Whole, render
+from headworks.store.protocol import Store
+from headworks.telemetry import Telemetry
+from headworks.verdict import Verdict
+
+Known = Callable[[Asks], Verdict | None]
+"""The refusal of these asks from memory, None where there is none: `DenyCache.known_nowait`."""
+
+_ORIGIN: Final = b"origin"
+
+
+class Ahead:
+    """Fairness's word at the door.
+
+    known       what the store has refused and would still
+    fairness    the shares, whose rules and events these are
+    store       decides
+    routes      the application's routes
+    identifier  tells who is asking
+    telemetry   hears of every decision
+    inside      names of headers, in lower case, whose requests are admission's to judge
+    leaving     whether the pod is about to end
+    """
+
+    def __init__(
+        self,
+        *,
+        known: Known,
+        fairness: Fairness,
+        store: Store,
+        routes: Routes,
+        identifier: Identifier,
+        telemetry: Telemetry,
+        inside: Iterable[bytes],
+        leaving: Callable[[], bool],
+    ) -> None:
+        self._known, self._fairness, self._store = known, fairness, store
+        self._routes, self._identifier, self._telemetry = routes, identifier, telemetry
+        self._inside = frozenset({_ORIGIN, *inside})
+        self._leaving = leaving
+
+    def look(self, scope: Scope) -> Given | None:
+        """What an HTTP request is asked for, None where that is for inside."""
+        fairness, identifier = self._fairness, self._identifier
+        if fairness.rewritten:
+            return None
+        identity, rules, matched = identifier.identify(scope), fairness.rules, self._route(scope)
+        if matched is None or identifier.seen(scope, rules.callers) is None:
+            return None
+        scope[ROUTE] = matched.template
+        asked = rules.limits.asks(identity, matched)
+        # Half the time of its own constructor.
+        given = scope[GIVEN] = tuple.__new__(
+            Given, (rules, place_of(scope), matched, asked, identity.criticality)
+        )
+        if asked.question is None or asked.shadow or self._leaving():
+            return None
+        for name, _ in scope["headers"]:
+            if name in self._inside:
+                return None
+        return given
+
+    def known(self, given: Given) -> Whole | None:
+        """The refusal from memory; None where it is not known to be one."""
+        verdict = self._known(given.asked.asks)
+        return None if verdict is None else self._answer(given, verdict)
+
+    async def ask(self, scope: Scope) -> Whole | None:
+        """Ask the store about what `look` has found; the refusal, or None where the request may pass,
+        which the gate inside is told in the scope."""
+        given: Given = scope[GIVEN]
+        verdict = await self._store.ask(given.asked.question)  # type: ignore[arg-type]  # `look` has seen to it
+        answer = self._answer(given, verdict)
+        if answer is None:
+            scope[VERDICT] = verdict
+        return answer
+
+    def _answer(self, given: Given, verdict: Verdict) -> Whole | None:
+        rules, _, _, asked, criticality = given
+        refused: QuotaExceeded | None = judged(verdict, asked, criticality, self._telemetry)
+        if refused is None:
+            return None
+        return render(refused, fields(rules.dialect, verdict, refused.retry_after))
+
+    def _route(self, scope: Scope) -> Matched | None:
+        try:
+            return self._routes.find(scope)
+        except Exception:  # of the application's own rules: to be raised inside, where it is answered
+            return None
