@@ -84,8 +84,8 @@ class Visit:
         try:
             await self.pod.app(self.scope, self._receive, self._send)
         finally:
-            ticket = self.pod.works._fairness.ticket.get()
-            self.pod.leaks += (ticket is not None) + (current().caller is not None)
+            here = current()
+            self.pod.leaks += (here.ticket is not None) + (here.caller is not None)
         return self
 
     async def left_after(self, seconds: float) -> Visit:

@@ -21,6 +21,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from tests.protected import CountingStore, Service
 
 from headworks import Caller
+from headworks.current import current
 from headworks.errors import QuotaExceeded, VendorQuota
 from headworks.fairness import limits
 from headworks.store.protocol import Question
@@ -706,7 +707,7 @@ def test_a_request_cancelled_at_any_await_leaves_nothing() -> None:
             len(works._fairness._watching),
             len(works._identifier._asking),
             works._slots.statistics().in_flight,
-            works._fairness.ticket.get(),
+            current().ticket,
         )
 
     assert cancel_at_every_await(scenario, snapshot=snapshot, around=around) >= 3

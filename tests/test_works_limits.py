@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse
 from tests.protected import POLICY, Service, chat_service
 
 from headworks import Headworks
-from headworks.current import Criticality, current
+from headworks.current import Criticality, Current, current, enter, leave
 from headworks.errors import QuotaExceeded
 from headworks.fairness.gate import Ticket
 from headworks.policy.load import parse
@@ -231,11 +231,11 @@ async def test_a_charge_in_another_event_loop_is_told_so_and_asks_nobody() -> No
 
 
 async def _inside(works: Headworks, units: int) -> None:
-    token = works._fairness.ticket.set(Ticket())
+    token = enter(Current(ticket=Ticket(works._fairness)))
     try:
         await works.charge(units)
     finally:
-        works._fairness.ticket.reset(token)
+        leave(token)
 
 
 async def test_what_the_resolver_finds_out_is_known_downstream_from_the_first_request_on() -> None:

@@ -51,6 +51,7 @@ class Current:
                  route says so; None: to the deadline
     opened       asynchronous closers of whatever it opened and did not close (vendor streams),
                  run once when the request ends; None: nothing yet
+    ticket       what its caller's limits were asked for, kept by whoever asked; None: nothing was
     """
 
     deadline: float = math.inf
@@ -62,6 +63,7 @@ class Current:
     caller: Presence | None = None
     lasting: float | None = None
     opened: set[Closer] | None = None
+    ticket: object = None
 
     @property
     def closers(self) -> set[Closer]:

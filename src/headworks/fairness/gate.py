@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterable
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -17,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from headworks.current import Criticality, Current, current
 from headworks.errors import QuotaExceeded, Refused
 from headworks.fairness.headers import NAMES, fields
-from headworks.fairness.limits import Asked, Limits
+from headworks.fairness.limits import NOTHING, Asked, Limits
 from headworks.fairness.refusal import judged
 from headworks.fairness.routes import Matched, Routes
 from headworks.fairness.translate import refused_behind
@@ -43,10 +42,13 @@ class Rules:
 
 
 class Ticket:
-    """What a request was asked for, and the latest verdict on it."""
+    """What a request was asked for, by whom, and the latest verdict on it; kept in `Current`."""
 
-    asked = Asked()
-    verdict: Verdict | None = None
+    __slots__ = ("asked", "of", "verdict")
+
+    def __init__(self, of: Fairness) -> None:
+        self.of, self.asked = of, NOTHING
+        self.verdict: Verdict | None = None
 
 
 class Given(NamedTuple):
@@ -86,7 +88,6 @@ class Fairness:
         self._store, self._identifier, self._telemetry = store, identifier, telemetry
         self.rewritten = False
         self._watching: set[asyncio.Task[None]] = set()
-        self.ticket: ContextVar[Ticket | None] = ContextVar("headworks_ticket", default=None)
 
     def admit(
         self,
@@ -117,12 +118,13 @@ class Fairness:
 
     async def charge(self, units: int) -> None:
         """Take `units` (≥ 0) more of the current request's limits; all of it, or `QuotaExceeded`."""
-        ticket = self.ticket.get()
-        if ticket is None:
+        standing = current()
+        ticket = standing.ticket
+        if not isinstance(ticket, Ticket) or ticket.of is not self:
             raise RuntimeError("charge() belongs into a request that the limits were asked for")
         if isinstance(units, bool) or not isinstance(units, int) or units < 0:
             raise ValueError(f"charge({units!r}): a charge is a whole number ≥ 0")
-        refused = await self._ask(ticket, ticket.asked.costing(units), current().criticality)
+        refused = await self._ask(ticket, ticket.asked.costing(units), standing.criticality)
         if refused is not None:
             raise refused
 
@@ -173,29 +175,26 @@ class FairnessGate:
             return
         fairness, standing = self._fairness, current()
         rules, matched, asked = self._known(scope)
-        answer = kind(scope, send, rules.dialect)
-        token = None
+        answer = kind(fairness, scope, send, rules.dialect)
         try:
             if matched is not None:
                 _take_up(matched, standing)
             verdict = scope.pop(VERDICT, None)
             if verdict is not None and asked is not None:
-                answer.asked, answer.verdict = asked, verdict
-                token = fairness.ticket.set(answer)
+                answer.asked, answer.verdict, standing.ticket = asked, verdict, answer
             elif not _is_preflight(scope):
                 refused = await fairness.admit(scope, standing, answer, rules, matched, asked)
                 if refused is not None:
                     await answer.refuse(refused)
                     return
-                token = fairness.ticket.set(answer)
+                standing.ticket = answer
             await self.app(scope, receive, answer.send)
         except Exception as error:
             behind = refused_behind(error)
             if behind is None or not await answer.refuse(behind):
                 raise
         finally:
-            if token is not None:
-                fairness.ticket.reset(token)
+            standing.ticket = None  # it leads back to who keeps it
 
     def _known(self, scope: Scope) -> tuple[Rules, Matched | None, Asked | None]:
         """What is known of the request, from outside where it is still the same request."""
@@ -212,11 +211,14 @@ class FairnessGate:
 class _Answer(Ticket):
     """What is sent to the client of a request; its head tells the caller's limits, once."""
 
-    head = "http.response.start"
-    begun = False
+    __slots__ = ("_dialect", "_scope", "_send", "begun", "ended")
 
-    def __init__(self, scope: Scope, send: Send, dialect: str) -> None:
+    head = "http.response.start"
+
+    def __init__(self, of: Fairness, scope: Scope, send: Send, dialect: str) -> None:
+        self.of, self.asked, self.verdict = of, NOTHING, None
         self._scope, self._send, self._dialect = scope, send, dialect
+        self.begun = self.ended = False
 
     # No coroutine of its own: every part of an answer passes here.
     def send(self, message: Message) -> Awaitable[None]:
@@ -253,8 +255,9 @@ class _Answer(Ticket):
 class _Socket(_Answer):
     """The same for a websocket: asked when it connects, and told in the head that accepts it."""
 
+    __slots__ = ()
+
     head = "websocket.accept"
-    ended = False
 
     def send(self, message: Message) -> Awaitable[None]:
         if message["type"] in ("websocket.close", "websocket.http.response.start"):

@@ -82,6 +82,10 @@ class Asked(NamedTuple):
         )
 
 
+NOTHING: Final = Asked()
+"""Asked of whom nothing is asked."""
+
+
 def when_down_of(settings: FairnessSettings) -> dict[str, WhenDown]:
     """What the policy says of single limits without the store, by the names that verdicts call them."""
     ways: dict[str, WhenDown | None] = {}

@@ -147,9 +147,9 @@ class Call:
 
     def drop(self) -> None:
         """Wait for its reply no longer."""
-        self._end()
-        if self.give_up is not None:
-            self.give_up()
+        give_up = self._end()
+        if give_up is not None:
+            give_up()
 
     def done(self) -> bool:
         return self._over
@@ -160,6 +160,7 @@ class Call:
             _hand_out(self.callers, reply)
         except Exception as error:  # what cannot be read is theirs to hear of, not the connection's
             self.fail(error)
+        self.callers = []
 
     def set_exception(self, error: BaseException) -> None:
         self._end()
@@ -173,9 +174,11 @@ class Call:
                 known = isinstance(error, StoreDown)
                 future.set_exception(StoreDown(str(error)) if known else error)
 
-    def _end(self) -> None:
-        self._over = True
+    def _end(self) -> GiveUp | None:
+        """It is over; how to give it up leads back here, and would leave it all to the collector."""
+        give_up, self.give_up, self._over = self.give_up, None, True
         self._batches.back(self)
+        return give_up
 
 
 class Batches:
