@@ -41,6 +41,12 @@ class OneWrite:
             return
         self._inner.write(data)
 
+    def write_whole(self, data: bytes) -> None:
+        """Write what nothing else belongs to."""
+        if self._held:
+            self._flush()
+        self._inner.write(data)
+
     def close(self) -> None:
         """Whatever is held is still sent."""
         if self._held:

@@ -1,77 +1,85 @@
-"""How a pod speaks HTTP: uvicorn's own protocol, with less work for the answers that flood a pod.
+"""How a pod speaks HTTP: uvicorn's own protocol, with less work for what most answers are.
 
 A refusal that is known at once is written when the head of its request has been read: it needs no task,
-no `receive`, and none of its answer's parts to be sent one by one. Every other request begins at the
-door of its application, where the application's own call would only have led it. Both only where the
-application has such a door (`works.door.Door`) and lets its server come straight there; for everything
-else this is uvicorn.
+no `receive`, and none of its parts to be sent one by one. Every other request begins at the door of its
+application, where the application's own call would only have led it. Both only where the application
+has such a door (`works.door.Door`) and lets its server come straight there; any other is uvicorn's.
 """
 
 from __future__ import annotations
 
 import asyncio
-from http import HTTPStatus
-from typing import Any, Final
-from typing import Protocol as Protocol_
+import math
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from headworks.deploy.heads import BoundedHeads
 from headworks.deploy.one_write import OneWrite
-from headworks.problem import Whole
-
-_LINE: Final = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
-}
-
-
-class Door(Protocol_):
-    """What an application's server may go by."""
-
-    def straight(self, scope: Any) -> bool: ...
-
-    def begin(self, scope: Any) -> Any: ...
-
-    def refused(self, scope: Any, status: int, seconds: float) -> None: ...
+from headworks.deploy.whole import Sending, refuse
 
 
 class Protocol(BoundedHeads):
-    """uvicorn's own, that joins heads and bodies, bounds heads, and refuses at once what it can."""
+    """uvicorn's own, that joins heads and bodies, bounds heads, and refuses at once what it can.
+
+    One timer per connection sees to the keep-alive timeout, and is set again only when it comes due:
+    nearly always another request has come by then.
+    """
+
+    transport: OneWrite  # type: ignore[assignment]  # behaves as one of asyncio's
+    _idle_since = math.inf
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]  # behaves as one
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        door: Door | None = getattr(app, "middleware_stack", None)
-        if door is not None and hasattr(door, "straight") and door.straight(cycle.scope):
-            # Further requests on the way, a client that does not read, a log: all of it is uvicorn's.
-            if not (self.pipeline or self.flow.write_paused or cycle.access_log):
-                found = door.begin(cycle.scope)
-                if isinstance(found, tuple):
-                    self._answer(cycle, found)
-                    door.refused(cycle.scope, found[0], 0.0)
-                    return
-                app = found
-            else:
-                app = door
-        super()._start_asgi_task(cycle, app)
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
 
-    def _answer(self, cycle: RequestResponseCycle, refusal: Whole) -> None:
-        """Send a whole answer, as `cycle.send` would."""
-        status, headers, body = refusal
-        head = [_LINE[status]]
-        for name, value in cycle.default_headers + headers:
-            head += (name, b": ", value, b"\r\n")
-        head.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
-        if cycle.scope["method"] != "HEAD":
-            head.append(body)
-        self.transport.write(b"".join(head))
-        cycle.response_started = cycle.response_complete = True
-        cycle.on_response = _nothing  # what leads back here would leave it all to the collector
-        cycle.message_event.set()
-        if not cycle.keep_alive:
-            self.transport.close()
-        self.on_response_complete()
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._look_again(self._idle_since + self.timeout_keep_alive)
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = math.inf
+
+    def _look_again(self, when: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_at(when, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that has been idle for so long; look again when this one may have been."""
+        self.timeout_keep_alive_task = None
+        until = self._idle_since + self.timeout_keep_alive
+        if until <= self.loop.time():
+            super().timeout_keep_alive_handler()
+        elif until < math.inf:
+            self._look_again(until)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        door: Any = getattr(app, "middleware_stack", None)
+        # A log of every answer is uvicorn's to write.
+        if not hasattr(door, "straight") or cycle.access_log or not door.straight(cycle.scope):
+            super()._start_asgi_task(cycle, app)
+            return
+        found = door.begin(cycle.scope)
+        if not isinstance(found, tuple):
+            super()._start_asgi_task(cycle, Sending(cycle, found))
+        # Where others are on the way already, one after the other, each in a task of its own.
+        elif not self.pipeline and refuse(cycle, *found):
+            cycle.on_response = _nothing  # what leads back here would leave it to the collector
+            door.refused(cycle.scope, found[0], 0.0)
+        else:
+            super()._start_asgi_task(cycle, door)
 
 
 def _nothing() -> None:

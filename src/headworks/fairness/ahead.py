@@ -27,16 +27,20 @@ from headworks.errors import QuotaExceeded
 from headworks.fairness.gate import GIVEN, VERDICT, Fairness, Given, place_of
 from headworks.fairness.headers import fields
 from headworks.fairness.limits import Asks
-from headworks.fairness.refusal import judged
+from headworks.fairness.refusal import judged, refusal
 from headworks.fairness.routes import Matched, Routes
 from headworks.identity import Identifier
 from headworks.problem import Whole, render
+from headworks.store.deny import LATELY
 from headworks.store.protocol import Store
-from headworks.telemetry import Telemetry
+from headworks.telemetry import Decided, Telemetry
 from headworks.verdict import Verdict
 
 Known = Callable[[Asks], Verdict | None]
 """The refusal of these asks from memory, None where there is none: `DenyCache.known_nowait`."""
+
+_Written = tuple[Verdict, Whole, Decided]
+"""A verdict, held so that its id stays its own, its answer, and the event that tells of it."""
 
 _ORIGIN: Final = b"origin"
 
@@ -70,6 +74,7 @@ class Ahead:
         self._routes, self._identifier, self._telemetry = routes, identifier, telemetry
         self._inside = frozenset({_ORIGIN, *inside})
         self._leaving = leaving
+        self._written: dict[int, _Written] = {}
 
     def look(self, scope: Scope) -> Given | None:
         """What an HTTP request is asked for, None where that is for inside."""
@@ -93,9 +98,24 @@ class Ahead:
         return given
 
     def known(self, given: Given) -> Whole | None:
-        """The refusal from memory; None where it is not known to be one."""
+        """The refusal from memory; None where it is not known to be one. One that comes many times a
+        moment, as in a flood, is written once (`DenyCache.known_nowait`)."""
         verdict = self._known(given.asked.asks)
-        return None if verdict is None else self._answer(given, verdict)
+        if verdict is None:
+            return None
+        again = self._written.get(id(verdict))
+        if again is None or again[0] is not verdict:
+            again = self._write(given, verdict)
+        self._telemetry.emit(again[2])
+        return again[1]
+
+    def _write(self, given: Given, verdict: Verdict) -> _Written:
+        refused, event = refusal(verdict, given.asked, given.criticality)
+        whole = render(refused, fields(given.rules.dialect, verdict, refused.retry_after))
+        if len(self._written) >= LATELY:
+            self._written.clear()
+        written = self._written[id(verdict)] = (verdict, whole, event)
+        return written
 
     async def ask(self, scope: Scope) -> Whole | None:
         """Ask the store about what `look` has found; the refusal, or None where the request may pass,

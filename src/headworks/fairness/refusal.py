@@ -28,16 +28,24 @@ def judged(
         rule, close = _fullest(verdict, asked)
         telemetry.emit(_decided(True, rule, _CLASSES[criticality], close))
         return None
+    refused, event = refusal(verdict, asked, criticality)
+    telemetry.emit(event)
+    return refused
+
+
+def refusal(verdict: Verdict, asked: Asked, criticality: Criticality) -> tuple[QuotaExceeded, Decided]:
+    """What a verdict that refuses comes to, and the event that tells of it."""
     tightest = verdict.tightest
     rule = tightest.name if tightest else ""
-    telemetry.emit(_decided(False, rule, _CLASSES[criticality], 0))
+    event = _decided(False, rule, _CLASSES[criticality], 0)
     if tightest is None:
         detail = "the shared store is away, and without it this limit lets nobody through"
     elif tightest.retry_after == NEVER and not verdict.degraded:
         detail = _never(rule, asked)
     else:
         detail = _detail(rule, tightest.limit, tightest.window, verdict.degraded)
-    return QuotaExceeded(detail, retry_after=verdict.retry_after, limit=rule or None, verdict=verdict)
+    refused = QuotaExceeded(detail, retry_after=verdict.retry_after, limit=rule or None, verdict=verdict)
+    return refused, event
 
 
 def _fullest(verdict: Verdict, asked: Asked) -> tuple[str, int]:

@@ -28,6 +28,10 @@ from headworks.verdict import LimitState, Verdict
 
 SIZE = 10_000
 """Keys remembered; the one that was asked for longest ago is forgotten first."""
+FRESH = 0.02
+"""Seconds for which a refusal that was just given is given again as it is, to whoever asks at once."""
+LATELY = 1024
+"""Refusals that are kept for that."""
 
 
 def _most(shape: Shape) -> int:
@@ -81,6 +85,7 @@ class DenyCache:
     def __init__(self, inner: Store, *, size: int = SIZE) -> None:
         self._inner, self._size, self._now = inner, size, loop_clock()
         self._heard: OrderedDict[_Place, _Heard] = OrderedDict()
+        self._lately: dict[int, tuple[Sequence[Ask], Verdict, float]] = {}
         self._questions = 0
 
     def __len__(self) -> int:
@@ -100,8 +105,23 @@ class DenyCache:
         return verdict
 
     def known_nowait(self, asks: Sequence[Ask]) -> Verdict | None:
-        """The refusal that `ask` would answer with from here, None where it would ask the store."""
-        return self._known(asks, self._now()) if self._heard else None
+        """The refusal that `ask` would answer with from here, None where it would ask the store.
+
+        The same asks, object for object, are given the same verdict for `FRESH` seconds: what counts
+        down in it does so in steps of that length, and its time never ends later.
+        """
+        if not self._heard:
+            return None
+        now, lately = self._now(), self._lately.get(id(asks))
+        if lately is not None and lately[0] is asks and now < lately[2]:
+            self._questions += 1
+            return lately[1]
+        verdict = self._known(asks, now)
+        if verdict is not None:
+            if len(self._lately) >= LATELY:
+                self._lately.clear()
+            self._lately[id(asks)] = (asks, verdict, now + min(FRESH, verdict.retry_after))
+        return verdict
 
     def _known(self, asks: Sequence[Ask], now: float) -> Verdict | None:
         """The refusal, when one limit is known to refuse."""
@@ -152,6 +172,7 @@ class DenyCache:
         self._forget(keys)
 
     def _forget(self, keys: Sequence[str]) -> None:
+        self._lately.clear()
         for key in keys:
             self._heard.pop(key, None)
             self._heard.pop((key,), None)
