@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import Any
+from contextvars import Context
+from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from headworks.deploy.heads import BoundedHeads
 from headworks.deploy.one_write import OneWrite
 from headworks.deploy.whole import Sending, refuse
+
+_NONE: Final[Any] = {}
+"""The scope of no request."""
+_NOBODYS: Final = Context()
+"""The timer's: it is of no request, though one of them sets it."""
 
 
 class Protocol(BoundedHeads):
@@ -46,6 +52,8 @@ class Protocol(BoundedHeads):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             return
+        if self.scope is self.cycle.scope:  # not needed here any more, and large
+            self.scope = self.cycle.scope = _NONE
         self._idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._look_again(self._idle_since + self.timeout_keep_alive)
@@ -54,7 +62,9 @@ class Protocol(BoundedHeads):
         self._idle_since = math.inf
 
     def _look_again(self, when: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_at(when, self.timeout_keep_alive_handler)
+        self.timeout_keep_alive_task = self.loop.call_at(
+            when, self.timeout_keep_alive_handler, context=_NOBODYS
+        )
 
     def timeout_keep_alive_handler(self) -> None:
         """Close a connection that has been idle for so long; look again when this one may have been."""
