@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Awaitable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from starlette.types import Message, Scope, Send
@@ -18,6 +18,7 @@ from starlette.types import Message, Scope, Send
 from headworks.admission.answers import Answers
 from headworks.admission.slots import Slot
 from headworks.admission.within import TAKEN, within
+from headworks.at_once import AT_ONCE
 from headworks.caller import Presence
 from headworks.current import Current
 from headworks.errors import CallerLeft, DeadlineExceeded, Refused
@@ -116,7 +117,8 @@ class Answer:
             if self._task.uncancel() == 0 and isinstance(error, asyncio.CancelledError):
                 raise TimeoutError from error
 
-    async def send(self, message: Message) -> None:
+    # No coroutine of its own where the server takes the message at once, as it nearly always does.
+    def send(self, message: Message) -> Awaitable[None]:
         """The server's `send`, as the application is given it."""
         if self.stalled:
             raise ClientStalled
@@ -128,14 +130,29 @@ class Answer:
             message = self._begin(message)
         elif kind == "http.response.pathsend":
             self._complete()
-        steps = self._send(message).__await__()
+        sending = self._send(message)
+        if sending is not AT_ONCE:
+            return self._patiently(sending, message)
+        self._sent(message)
+        return AT_ONCE
+
+    async def _patiently(self, sending: Awaitable[None], message: Message) -> None:
+        """Wait for the client to take what it was sent, but not for ever."""
+        steps = sending.__await__()
         waits_for = next(steps, TAKEN)
         if waits_for is not TAKEN:
-            await self._patiently(steps, waits_for)
+            try:
+                await within(self._answers.write_stall, steps, waits_for)
+            except TimeoutError:
+                self.stalled = True
+                raise ClientStalled from None
+        self._sent(message)
+
+    def _sent(self, message: Message) -> None:
         if self.complete:
             if self.slot is not None:
                 self.slot.release()
-        elif kind == "http.response.body" and self._in_events():
+        elif message["type"] == "http.response.body" and self._in_events():
             self._tail = (self._tail + message.get("body", b"")[-4:])[-4:]
 
     def reschedule(self, when: float) -> None:
@@ -181,14 +198,6 @@ class Answer:
         """Drop the connection, and with it what the client has not read. Closing it would first wait
         for the client to read what is buffered."""
         await leave_transport(self._send, "abort")
-
-    async def _patiently(self, steps: Generator[Any, None, None], waits_for: Any) -> None:
-        """Wait for the client to take what it was sent, but not for ever."""
-        try:
-            await within(self._answers.write_stall, steps, waits_for)
-        except TimeoutError:
-            self.stalled = True
-            raise ClientStalled from None
 
     def _begin(self, message: Message) -> Message:
         self.begun, self.status = True, message["status"]

@@ -7,7 +7,7 @@ do, and where that is the whole body, both leave in one write.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import (
@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from headworks.at_once import AT_ONCE
 from headworks.problem import Headers
 
 Message = MutableMapping[str, Any]
@@ -28,18 +29,6 @@ _OTHERS: Final = (b"connection", b"transfer-encoding")
 """What changes how an answer is sent: uvicorn's to deal with."""
 
 _lines: Final[dict[tuple[bytes, bytes], bytes]] = {}
-
-
-class _Taken:
-    """Awaited, it is over at once."""
-
-    _over: Final[Iterator[Any]] = iter(())
-
-    def __await__(self) -> Iterator[Any]:
-        return self._over
-
-
-_TAKEN: Final[Awaitable[None]] = _Taken()  # type: ignore[assignment]  # an iterator is enough to await
 
 
 class Sending:
@@ -65,12 +54,12 @@ class Sending:
             waits = message["type"] == "http.response.start" and not cycle.response_started
             if waits and type(message.get("headers")) is list:
                 self._start = message
-                return _TAKEN
+                return AT_ONCE
             return cycle.send(message)  # type: ignore[arg-type]  # a message
         self._start = None
         whole = message["type"] == "http.response.body" and not message.get("more_body", False)
         if whole and complete(cycle, start["status"], start["headers"], message.get("body", b"")):
-            return _TAKEN
+            return AT_ONCE
         return self._in_parts(start, message)
 
     async def _in_parts(self, start: Message, message: Message) -> None:
