@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "headworks"
 
 GROUND = {"errors", "manifest", "problem", "verdict"}
-GROUND |= {"current", "caller", "cleanup", "clock", "address", "identity"}
+GROUND |= {"current", "at_once", "caller", "cleanup", "clock", "address", "identity"}
 LAYER = {"ground", "policy", "limits", "telemetry"}
 WORKS = LAYER | {"store", "gateway", "deploy", "health", "admission", "fairness", "vendor"}
 LOCAL = {"ground", "works", "gateway", "deploy", "policy", "telemetry", "testing"}

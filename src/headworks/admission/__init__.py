@@ -1,6 +1,6 @@
 """Layer 3: may this pod take one more. Local state only."""
 
-from headworks.admission.answer import ClientStalled
+from headworks.admission.answer import ClientStalled, Entry
 from headworks.admission.answers import Answers
 from headworks.admission.gate import AdmissionGate
 from headworks.admission.pressure import Pressure
@@ -12,6 +12,7 @@ __all__ = [
     "AdmissionStatistics",
     "Answers",
     "ClientStalled",
+    "Entry",
     "Pressure",
     "Slot",
     "Slots",

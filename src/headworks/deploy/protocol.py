@@ -9,6 +9,7 @@ has such a door (`works.door.Door`) and lets its server come straight there; any
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from contextvars import Context
 from typing import Any, Final
@@ -18,6 +19,8 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from headworks.deploy.heads import BoundedHeads
 from headworks.deploy.one_write import OneWrite
 from headworks.deploy.whole import Sending, refuse
+
+log = logging.getLogger("headworks")
 
 _NONE: Final[Any] = {}
 """The scope of no request."""
@@ -81,9 +84,17 @@ class Protocol(BoundedHeads):
         if not hasattr(door, "straight") or cycle.access_log or not door.straight(cycle.scope):
             super()._start_asgi_task(cycle, app)
             return
+        try:
+            self._knock(cycle, door)
+        except Exception:  # to the parser it would be a mistake of the client's
+            log.exception("a request was not begun")
+            super()._start_asgi_task(cycle, _failed)
+
+    def _knock(self, cycle: RequestResponseCycle, door: Any) -> None:
         found = door.begin(cycle.scope)
         if not isinstance(found, tuple):
-            super()._start_asgi_task(cycle, Sending(cycle, found))
+            if cycle.scope["method"] == "HEAD" or not door.put(cycle.scope, found, self, cycle):
+                super()._start_asgi_task(cycle, Sending(cycle, found))
         # Where others are on the way already, one after the other, each in a task of its own.
         elif not self.pipeline and refuse(cycle, *found):
             cycle.on_response = _nothing  # what leads back here would leave it to the collector
@@ -91,6 +102,20 @@ class Protocol(BoundedHeads):
         else:
             super()._start_asgi_task(cycle, door)
 
+    def go_on(self, cycle: RequestResponseCycle, door: Any, found: Any) -> None:
+        """The door's word on a request that has waited for it."""
+        if not isinstance(found, tuple):
+            super()._start_asgi_task(cycle, Sending(cycle, found))
+        elif refuse(cycle, *found):
+            cycle.on_response = _nothing
+        else:
+            super()._start_asgi_task(cycle, door.telling(found))
+
 
 def _nothing() -> None:
     pass
+
+
+async def _failed(scope: Any, receive: Any, send: Any) -> None:
+    """It was not begun: the server answers 500."""
+    raise RuntimeError("the request was not begun")

@@ -23,7 +23,6 @@ from typing import Final
 from starlette.types import Scope
 
 from headworks.current import ROUTE
-from headworks.errors import QuotaExceeded
 from headworks.fairness.gate import GIVEN, VERDICT, Fairness, Given, place_of
 from headworks.fairness.headers import fields
 from headworks.fairness.limits import Asks
@@ -32,7 +31,7 @@ from headworks.fairness.routes import Matched, Routes
 from headworks.identity import Identifier
 from headworks.problem import Whole, render
 from headworks.store.deny import LATELY
-from headworks.store.protocol import Store
+from headworks.store.protocol import Question
 from headworks.telemetry import Decided, Telemetry
 from headworks.verdict import Verdict
 
@@ -50,7 +49,6 @@ class Ahead:
 
     known       what the store has refused and would still
     fairness    the shares, whose rules and events these are
-    store       decides
     routes      the application's routes
     identifier  tells who is asking
     telemetry   hears of every decision
@@ -63,15 +61,14 @@ class Ahead:
         *,
         known: Known,
         fairness: Fairness,
-        store: Store,
         routes: Routes,
         identifier: Identifier,
         telemetry: Telemetry,
         inside: Iterable[bytes],
         leaving: Callable[[], bool],
     ) -> None:
-        self._known, self._fairness, self._store = known, fairness, store
-        self._routes, self._identifier, self._telemetry = routes, identifier, telemetry
+        self._known, self._fairness, self._routes = known, fairness, routes
+        self._identifier, self._telemetry = identifier, telemetry
         self._inside = frozenset({_ORIGIN, *inside})
         self._leaving = leaving
         self._written: dict[int, _Written] = {}
@@ -117,20 +114,19 @@ class Ahead:
         written = self._written[id(verdict)] = (verdict, whole, event)
         return written
 
-    async def ask(self, scope: Scope) -> Whole | None:
-        """Ask the store about what `look` has found; the refusal, or None where the request may pass,
-        which the gate inside is told in the scope."""
+    def question(self, scope: Scope) -> Question:
+        """What the store is to be asked about what `look` has found."""
         given: Given = scope[GIVEN]
-        verdict = await self._store.ask(given.asked.question)  # type: ignore[arg-type]  # `look` has seen to it
-        answer = self._answer(given, verdict)
-        if answer is None:
-            scope[VERDICT] = verdict
-        return answer
+        question = given.asked.question
+        assert question is not None, "who is asked nothing is for inside"
+        return question
 
-    def _answer(self, given: Given, verdict: Verdict) -> Whole | None:
-        rules, _, _, asked, criticality = given
-        refused: QuotaExceeded | None = judged(verdict, asked, criticality, self._telemetry)
+    def answer(self, scope: Scope, verdict: Verdict) -> Whole | None:
+        """The refusal; None where the request may pass, which the scope tells the gate inside."""
+        rules, _, _, asked, criticality = scope[GIVEN]
+        refused = judged(verdict, asked, criticality, self._telemetry)
         if refused is None:
+            scope[VERDICT] = verdict
             return None
         return render(refused, fields(rules.dialect, verdict, refused.retry_after))
 

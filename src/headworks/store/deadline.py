@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Callable
 from contextvars import Context
 from types import TracebackType
+from typing import Any
 
 LAG = 0.005
 """Seconds by which the timer must be late for the event loop to have been held up."""
@@ -32,38 +33,29 @@ class LoopLag(TimeoutError):
     """The time was up, but the event loop had been held up: nobody knows who was slow."""
 
 
-class Deadline:
-    """One of them, like `asyncio.timeout`: `TimeoutError` in place of what is awaited inside."""
+class _Bound:
+    """One of them: what it is of is cancelled when its time is up."""
 
-    __slots__ = ("_all", "_before", "_expired", "_look", "_task", "began", "lagged")
+    __slots__ = ("_all", "_expired", "_look", "_of", "began", "lagged")
+
+    _of: asyncio.Future[Any]
 
     def __init__(self, all_: Deadlines) -> None:
         self._all = all_
         self._expired = self.lagged = False
         self._look: asyncio.TimerHandle | None = None
 
-    def __enter__(self) -> None:
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         all_ = self._all
-        loop = all_.loop
-        if loop is None or not loop.is_running():  # asking which one runs costs more
-            loop = all_.move()
-        task = asyncio.current_task(loop)
-        assert task is not None, "a deadline is a task's"
-        self._task, self._before = task, task.cancelling()
         self.began = now = loop.time()
         all_.waiting[self] = None
         if not all_.timed:
             all_.turn_at(loop, now + all_.length / TICKS)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
+    def _end(self) -> None:
         self._all.waiting.pop(self, None)
         if self._look is not None:
             self._look.cancel()
-        # As asyncio does it: where others have cancelled the task as well, theirs goes first.
-        if self._expired and self._task.uncancel() <= self._before and kind is asyncio.CancelledError:
-            raise (LoopLag if self.lagged else TimeoutError) from error
 
     def come_due(self, loop: asyncio.AbstractEventLoop) -> None:
         """The last look."""
@@ -73,7 +65,46 @@ class Deadline:
     def _expire(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         self.lagged = self.lagged or loop.time() - when > LAG
         self._expired = True
-        self._task.cancel()
+        self._of.cancel()
+
+
+class Deadline(_Bound):
+    """A task's, like `asyncio.timeout`: `TimeoutError` in place of what is awaited inside."""
+
+    __slots__ = ("_before",)
+
+    _of: asyncio.Task[Any]
+
+    def __enter__(self) -> None:
+        loop = self._all.running()
+        task = asyncio.current_task(loop)
+        assert task is not None, "a deadline is a task's"
+        self._of, self._before = task, task.cancelling()
+        self._begin(loop)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._end()
+        # As asyncio does it: where others have cancelled the task as well, theirs goes first.
+        if self._expired and self._of.uncancel() <= self._before and kind is asyncio.CancelledError:
+            raise (LoopLag if self.lagged else TimeoutError) from error
+
+
+class Expiry(_Bound):
+    """A future's: it is cancelled when its time is up. `over` is to be called when it is done."""
+
+    __slots__ = ()
+
+    def __init__(self, all_: Deadlines, of: asyncio.Future[Any]) -> None:
+        super().__init__(all_)
+        self._of = of
+        self._begin(all_.running())
+
+    def over(self) -> Exception | None:
+        """Why there is no answer, where its time was up; None where it was not."""
+        self._end()
+        return (LoopLag() if self.lagged else TimeoutError()) if self._expired else None
 
 
 class Deadlines:
@@ -87,12 +118,23 @@ class Deadlines:
 
     def __init__(self, seconds: float, moved: Callable[[], None] = lambda: None) -> None:
         self.length, self._moved = max(0.0, seconds - GLANCE), moved
-        self.waiting: dict[Deadline, None] = {}
+        self.waiting: dict[_Bound, None] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
         self.timed = False
 
     def one(self) -> Deadline:
         return Deadline(self)
+
+    def of(self, future: asyncio.Future[Any]) -> Expiry:
+        """The same for a future that no task waits for."""
+        return Expiry(self, future)
+
+    def running(self) -> asyncio.AbstractEventLoop:
+        """The loop that runs."""
+        loop = self.loop
+        if loop is None or not loop.is_running():  # asking which one runs costs more
+            loop = self.move()
+        return loop
 
     def move(self) -> asyncio.AbstractEventLoop:
         """To another loop: what waited in an earlier one does so no longer."""

@@ -23,7 +23,17 @@ from typing import NamedTuple
 
 from headworks.clock import loop_clock
 from headworks.limits.shapes import Bucket, Shape
-from headworks.store.protocol import Ask, FinalAsk, Question, Report, Standing, Store, StoreStatistics
+from headworks.store.protocol import (
+    Ask,
+    FinalAsk,
+    Hears,
+    Learns,
+    Question,
+    Report,
+    Standing,
+    Store,
+    StoreStatistics,
+)
 from headworks.verdict import LimitState, Verdict
 
 SIZE = 10_000
@@ -87,6 +97,7 @@ class DenyCache:
         self._heard: OrderedDict[_Place, _Heard] = OrderedDict()
         self._lately: dict[int, tuple[Sequence[Ask], Verdict, float]] = {}
         self._questions = 0
+        self._hears = self._hear
 
     def __len__(self) -> int:
         """Keys remembered."""
@@ -100,9 +111,16 @@ class DenyCache:
         if self._heard and (known := self._known(asks, now)) is not None:
             return known
         verdict = await self._inner.ask(question)
-        if not verdict[0] and not verdict.degraded and _final(asks):
-            self._remember(asks, verdict, now)
+        self._hear(asks, now, verdict)
         return verdict
+
+    def put(self, question: Question, to: Hears, first: Learns | None = None) -> bool:
+        """Whatever is known is for `known_nowait` to tell."""
+        return self._inner.put(question, to, self._hears)
+
+    def _hear(self, asks: Sequence[Ask], asked_at: float, verdict: Verdict) -> None:
+        if not verdict[0] and not verdict.degraded and _final(asks):
+            self._remember(asks, verdict, asked_at)
 
     def known_nowait(self, asks: Sequence[Ask]) -> Verdict | None:
         """The refusal that `ask` would answer with from here, None where it would ask the store.

@@ -27,11 +27,14 @@ from typing import Literal
 
 from headworks.clock import loop_clock
 from headworks.limits.shapes import Window
-from headworks.store.deadline import Deadlines, LoopLag
+from headworks.store.deadline import Deadlines, Expiry, LoopLag
 from headworks.store.heartbeat import Heartbeat
 from headworks.store.protocol import (
     Ask,
+    Begun,
     Gate,
+    Hears,
+    Learns,
     Question,
     Report,
     Shared,
@@ -66,6 +69,31 @@ CLOSED_RETRY = 1.0
 """`retry_after` of a refusal by "closed", and"""
 CLOSED_ASK_AGAIN = 0.1
 """of one who can wait."""
+
+
+class _Put(Expiry):
+    """A question that was put, and who hears of it: called when its answer is there, or given up."""
+
+    __slots__ = ("_first", "_ladder", "_to", "begun", "question", "round")
+
+    def __init__(
+        self,
+        ladder: LadderStore,
+        within: Deadlines,
+        begun: Begun,
+        question: Question,
+        to: Hears,
+        first: Learns | None,
+    ) -> None:
+        super().__init__(within, begun.answer)
+        self._ladder, self._to, self._first = ladder, to, first
+        self.begun, self.question, self.round = begun, question, ladder.round
+
+    def __call__(self, answer: object) -> None:
+        verdict = self._ladder.back(self, self.over())
+        if self._first is not None:
+            self._first(self.question[0], self.began, verdict)
+        self._to(verdict)
 
 
 class LadderStore:
@@ -107,7 +135,7 @@ class LadderStore:
         self._share, self._recall = LocalShare(self._processes), Recall()
         self._trial_question = Question((Ask("trial", f"{{trial:{group}}}", TRIAL, 1),))
         self._rng, self._on_change, self._now = rng, on_change, loop_clock()
-        self._in_a_row = self._round = 0
+        self._in_a_row = self.round = 0
         self._trial: asyncio.Task[None] | None = None
         self._asking = self._closed = False
         self._questions = self._reports = self._failures = self._degraded = 0
@@ -125,7 +153,7 @@ class LadderStore:
             if rests > 0 and "closed" in self._ways(question):
                 self._degraded += 1
                 return Verdict(False, rests, degraded=True)
-            round_ = self._round
+            round_ = self.round
             try:
                 with self._deciding.one():
                     verdict = await self._inner.ask(question)
@@ -149,6 +177,31 @@ class LadderStore:
             # alone on top of it would let too much through each time the store hesitates.
             return Verdict(False, ASK_AGAIN, degraded=True)
         return self._alone(question)
+
+    def put(self, question: Question, to: Hears, first: Learns | None = None) -> bool:
+        """As of `Store`; while the store is down, whoever asks decides alone, as a task."""
+        if not self._asking or (begun := self._inner.begin(question)) is None:
+            return False
+        self._questions += 1
+        begun.answer.add_done_callback(_Put(self, self._deciding, begun, question, to, first))
+        return True
+
+    def back(self, put: _Put, late: Exception | None) -> Verdict:
+        """What `ask` makes of an answer, of a question that was put; late: its time was up."""
+        answer, call = put.begun
+        error: BaseException | None = late
+        if answer.cancelled():
+            call.leave()
+        else:
+            error = answer.exception()
+        if error is None:
+            verdict = answer.result()
+            self._in_a_row = 0
+            self._share.heard(put.question, verdict)
+            return verdict
+        self._failed("decision", error, put.round)
+        self._degraded += 1
+        return self._alone(put.question)
 
     def _begins(self) -> bool:
         """With the first question begins the heartbeat: nothing runs for a store that nobody asks."""
@@ -187,7 +240,7 @@ class LadderStore:
         a vendor's quota is charged again."""
         self._reports += 1
         if self._trial is None:
-            round_ = self._round
+            round_ = self.round
             try:
                 with self._telling.one():
                     standing = await self._inner.report(report)
@@ -219,7 +272,7 @@ class LadderStore:
     async def lease(self, key: str, *, holder: str, limit: int, ttl: float) -> int:
         """0 also when the store is down: without it nobody knows who holds what."""
         if self._trial is None:
-            round_ = self._round
+            round_ = self.round
             try:
                 with self._deciding.one():
                     return await self._inner.lease(key, holder=holder, limit=limit, ttl=ttl)
@@ -230,7 +283,7 @@ class LadderStore:
     async def release(self, key: str, *, holder: str) -> None:
         """A lease that cannot be returned ends by itself."""
         if self._trial is None:
-            round_ = self._round
+            round_ = self.round
             try:
                 with self._telling.one():
                     await self._inner.release(key, holder=holder)
@@ -270,14 +323,14 @@ class LadderStore:
             processes=self._heartbeat.processes,
         )
 
-    def _failed(self, what: str, error: Exception, round_: int) -> None:
+    def _failed(self, what: str, error: BaseException, round_: int) -> None:
         """Count what failed, unless it was under way already when the last failure was noticed."""
         if isinstance(error, LoopLag):
             return
         self._failures += 1
-        if round_ == self._round:
+        if round_ == self.round:
             self._in_a_row += 1
-            self._round += 1
+            self.round += 1
         why = str(error) or f"no answer in time ({type(error).__name__})"
         if not isinstance(error, (StoreDown, TimeoutError)):
             log.error("the store's %s failed in an unforeseen way", what, exc_info=error)

@@ -14,9 +14,12 @@ from headworks.limits.breaker import BreakerState
 from headworks.limits.shapes import NEVER_US, Bucket, Shape, Window
 from headworks.store.protocol import (
     Ask,
+    Begun,
     Census,
     Correction,
     Gate,
+    Hears,
+    Learns,
     Question,
     Report,
     Standing,
@@ -182,6 +185,14 @@ class MemoryStore:
         for pod in [pod for pod, (_, at) in pods.items() if at <= now - DEMAND_US]:
             del pods[pod]
         return sum(units for units, _ in pods.values()) / 1000
+
+    def begin(self, question: Question) -> Begun | None:
+        """Nothing is ever on its way."""
+        return None
+
+    def put(self, question: Question, to: Hears, first: Learns | None = None) -> bool:
+        """Nothing is ever waited for in here."""
+        return False
 
     async def report(self, report: Report) -> Standing:
         return self.report_nowait(report)

@@ -6,7 +6,8 @@ Two implementations answer verdict for verdict the same: `MemoryStore` (this pro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
@@ -140,11 +141,26 @@ class StoreStatistics:
     processes: int = 1
 
 
+Hears = Callable[[Verdict], object]
+"""Who is told a verdict. Must not raise."""
+Learns = Callable[[Sequence[Ask], float, Verdict], object]
+"""Who learns from it: what was asked, when (on the loop's clock), and the verdict."""
+
+
 class Store(Protocol):
     """Shared state, asked in whole questions. Every method may be cancelled at any await."""
 
     async def ask(self, question: Question) -> Verdict:
         """Decide one question. A cancelled ask may have consumed; it is paid like any other."""
+        ...
+
+    def put(self, question: Question, to: Hears, first: Learns | None = None) -> bool:
+        """`ask` for one who is no task: `to` hears the verdict, once, in a later turn of the loop, after
+        `first`, where there is one.
+
+        Only for questions without gate, horizon and demand. False where this store, or this moment, is
+        for tasks only: nothing has been asked then, and nobody hears anything.
+        """
         ...
 
     async def report(self, report: Report) -> Standing:
@@ -180,8 +196,27 @@ class Census(NamedTuple):
     known: bool
 
 
+class Leaves(Protocol):
+    """What a question travels in."""
+
+    def leave(self) -> None:
+        """Its answer has been cancelled."""
+        ...
+
+
+class Begun(NamedTuple):
+    """A question on its way: its answer, and what it travels in."""
+
+    answer: asyncio.Future[Verdict]
+    call: Leaves
+
+
 class Shared(Store, Protocol):
     """A store that can tell how many there are who ask it."""
+
+    def begin(self, question: Question) -> Begun | None:
+        """Ask, and wait for nothing; None where it takes more than one call. `StoreDown` once closed."""
+        ...
 
     async def census(self, group: str, *, process: str, ttl: float) -> Census:
         """Be counted as one of `group` for `ttl` seconds, or with 0 no longer.

@@ -21,9 +21,12 @@ from headworks.store.batch import Argument, Batches, Link, run
 from headworks.store.forms import PREFIX, SECOND
 from headworks.store.protocol import (
     Ask,
+    Begun,
     Census,
     Correction,
     Gate,
+    Hears,
+    Learns,
     Question,
     Report,
     Standing,
@@ -86,6 +89,17 @@ class ValkeyStore:
             call.leave()
             raise
         return decided
+
+    def begin(self, question: Question) -> Begun | None:
+        if self._by_slot:
+            return None
+        self._questions += 1
+        call, verdict = self._batches.add(question, self._write_question, forms.verdict)
+        return Begun(verdict, call)
+
+    def put(self, question: Question, to: Hears, first: Learns | None = None) -> bool:
+        """It has no deadline to give one who does not wait: `LadderStore` has."""
+        return False
 
     async def report(self, report: Report) -> Standing:
         self._reports += 1

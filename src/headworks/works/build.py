@@ -201,7 +201,6 @@ def ahead_of(
     return Ahead(
         known=store.known_nowait if isinstance(store, DenyCache) else lambda asks: None,
         fairness=fairness,
-        store=store,
         routes=routes,
         identifier=identifier,
         telemetry=telemetry,

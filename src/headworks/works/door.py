@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from typing import Final
+from functools import partial
+from typing import Any, Final, Protocol
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -20,12 +21,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from headworks.admission import AdmissionGate, Slot
+from headworks.admission import AdmissionGate, Entry, Slot
 from headworks.current import ROUTE
 from headworks.fairness import Ahead, FairnessGate
 from headworks.health.probes import PATHS
 from headworks.problem import Whole
+from headworks.store.protocol import Store
 from headworks.telemetry import Served, Telemetry
+from headworks.verdict import Verdict
 
 TRANSPARENT: Final[tuple[object, ...]] = (FairnessGate, CORSMiddleware, GZipMiddleware)
 """Middleware that refuses nobody whom `Ahead` has looked at: without an origin, CORS has no word."""
@@ -40,6 +43,27 @@ def clear(middleware: list[Middleware]) -> bool:
     return all(one.cls in TRANSPARENT for one in middleware)
 
 
+class Server(Protocol):
+    """Who is told how a request goes on."""
+
+    def go_on(self, cycle: Any, door: Door, found: Whole | ASGIApp) -> None:
+        """It is refused so, or it is for this application."""
+        ...
+
+
+class _Waiting:
+    """A request that waits for its verdict, and is nothing else yet."""
+
+    __slots__ = ("cycle", "door", "entry", "scope", "server")
+
+    def __init__(self, door: Door, scope: Scope, entry: Entry, server: Server, cycle: Any) -> None:
+        self.door, self.scope, self.entry = door, scope, entry
+        self.server, self.cycle = server, cycle
+
+    def __call__(self, verdict: Verdict) -> None:
+        self.door.heard(self, verdict)
+
+
 class Door:
     """Outside of everything.
 
@@ -47,6 +71,7 @@ class Door:
     probes     answers the probes and hands what is none of them to the application it is made of
     admission  the pod's gate around the application
     ahead      fairness's word ahead of the application
+    store      decides
     telemetry  hears of every answer that admission does not
     """
 
@@ -57,13 +82,15 @@ class Door:
         probes: Callable[[ASGIApp], ASGIApp],
         admission: AdmissionGate,
         ahead: Ahead,
+        store: Store,
         telemetry: Telemetry,
     ) -> None:
         self._app, self._probes = app, probes(admission)
-        self._admission, self._ahead, self._telemetry = admission, ahead, telemetry
+        self._admission, self._ahead = admission, ahead
+        self._store, self._telemetry = store, telemetry
         self._next: ASGIApp = self._ask if clear(app.user_middleware) else admission
         self._plain = getattr(type(app).__call__, "__module__", "") in ENTRANCES
-        self._asked, self._traced = -math.inf, False
+        self._looked, self._traced = -math.inf, False
 
     # No coroutine of its own: nearly every request only passes.
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -86,9 +113,53 @@ class Door:
             return self._admission
         return self._ahead.known(given) or self._next
 
+    def put(self, scope: Scope, found: ASGIApp, server: Server, cycle: Any) -> bool:
+        """Where `begin` has `found` that the store is to be asked first, ask it on behalf of a server
+        that has no task for this request yet, and is told of `cycle` how it goes on, once: now, or in a
+        later turn of the loop. False where there is nothing to ask, and `found` goes on."""
+        if found is not self._next or found is self._admission:
+            return False
+        entry = self._admission.enter(scope)
+        if not isinstance(entry.place, Slot):
+            server.go_on(cycle, self, partial(self._admission.go_on, entry))
+            return True
+        waiting = _Waiting(self, scope, entry, server, cycle)
+        try:
+            put = self._store.put(self._ahead.question(scope), waiting)
+        except BaseException:
+            self._admission.turn_back(entry, scope, 500)
+            raise
+        if not put:
+            server.go_on(cycle, self, partial(self._asked, entry))
+        return True
+
+    def heard(self, waiting: _Waiting, verdict: Verdict) -> None:
+        """The verdict on a request that was put."""
+        entry, scope = waiting.entry, waiting.scope
+        status, passes = 0, False
+        try:
+            refusal = self._ahead.answer(scope, verdict)
+            if refusal is None:
+                waiting.server.go_on(waiting.cycle, self, partial(self._admission.go_on, entry))
+                passes = True
+            else:
+                status = refusal[0]
+                waiting.server.go_on(waiting.cycle, self, refusal)
+        finally:
+            if not passes:
+                self._admission.turn_back(entry, scope, status)
+
     def refused(self, scope: Scope, status: int, seconds: float) -> None:
         """A refusal of `begin` has been sent, or given up."""
         self._telemetry.emit(Served(scope[ROUTE], scope["method"], status, seconds))
+
+    def telling(self, refusal: Whole) -> ASGIApp:
+        """What sends a refusal that has been accounted for, to a client that has to be waited for."""
+
+        async def tell(scope: Scope, receive: Receive, send: Send) -> None:
+            await self._admission.tell(send, *refusal)
+
+        return tell
 
     def straight(self, scope: Scope) -> bool:
         """Whether a server may come here at once: the application's own call would only set what this
@@ -97,8 +168,8 @@ class Door:
         if not self._plain or getattr(app, "root_path", None):
             return False
         now = self._admission.now()
-        if now - self._asked > LISTENING:
-            self._asked, tracing = now, getattr(app, "_native_telemetry", None)
+        if now - self._looked > LISTENING:
+            self._looked, tracing = now, getattr(app, "_native_telemetry", None)
             self._traced = tracing is not None and bool(tracing.enabled())
         scope["app"] = app
         return not self._traced
@@ -112,12 +183,14 @@ class Door:
 
     async def _ask(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Ask once there is a place, and before anything else is made of the request."""
-        admission = self._admission
-        entry = admission.enter(scope)
+        await self._asked(self._admission.enter(scope), scope, receive, send)
+
+    async def _asked(self, entry: Entry, scope: Scope, receive: Receive, send: Send) -> None:
+        admission, ahead = self._admission, self._ahead
         if isinstance(entry.place, Slot):
             passes, status = False, 0
             try:
-                refusal = await self._ahead.ask(scope)
+                refusal = ahead.answer(scope, await self._store.ask(ahead.question(scope)))
                 if refusal is None:
                     passes = True
                 else:

@@ -344,6 +344,7 @@ class Headworks:
                 probes=partial(Probes, pages=self._pages, allow=self._inside),
                 admission=admission,
                 ahead=ahead,
+                store=self._store,
                 telemetry=self.telemetry,
             )
 
