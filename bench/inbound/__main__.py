@@ -151,6 +151,7 @@ async def _case(
 
 async def _warmed(port: int, sent: Sequence[Sequence[bytes]], wanted: int, seconds: float) -> None:
     """Until all answers are what they are to be: every caller has used its limit up."""
+    await driven(port, sent, None)
     for _ in range(WARM):
         if set((await driven(port, sent, seconds)).statuses) == {wanted}:
             return

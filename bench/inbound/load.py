@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
@@ -29,10 +29,10 @@ class Slice:
 
 
 class _Connection(asyncio.Protocol):
-    """One request after another; `stop` ends it with the answer that is under way."""
+    """One request after another; `stopped` ends it with the answer that is under way."""
 
-    def __init__(self, requests: Sequence[bytes]) -> None:
-        self._requests, self._rest = cycle(requests), b""
+    def __init__(self, requests: Iterable[bytes]) -> None:
+        self._requests, self._rest = iter(requests), b""
         self.latencies: list[float] = []
         self.statuses: dict[int, int] = {}
         self.stopped = False
@@ -43,8 +43,13 @@ class _Connection(asyncio.Protocol):
         self._send()
 
     def _send(self) -> None:
+        request = None if self.stopped else next(self._requests, None)
+        if request is None:
+            self.stopped = True
+            self._transport.close()
+            return
         self._sent = time.perf_counter()
-        self._transport.write(next(self._requests))
+        self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
         rest = self._rest = self._rest + data if self._rest else data
@@ -58,10 +63,7 @@ class _Connection(asyncio.Protocol):
         self.latencies.append(time.perf_counter() - self._sent)
         status = int(rest[9:12])
         self.statuses[status] = self.statuses.get(status, 0) + 1
-        if self.stopped:
-            self._transport.close()
-        else:
-            self._send()
+        self._send()
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.over.done():
@@ -75,17 +77,19 @@ def request(path: str, header: str, key: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nhost: bench\r\n{header}: {key}\r\n\r\n".encode()
 
 
-async def driven(port: int, requests: Sequence[Sequence[bytes]], seconds: float) -> Slice:
-    """For so many seconds, one connection per list of requests, each sent in turn."""
+async def driven(port: int, requests: Sequence[Sequence[bytes]], seconds: float | None) -> Slice:
+    """One connection per list of requests, each sent in turn; for so many seconds again and again, or,
+    with None, once."""
     loop = asyncio.get_running_loop()
     began = time.perf_counter()
     connections = [
         (await loop.create_connection(partial(_Connection, sent), "127.0.0.1", port))[1]
-        for sent in requests
+        for sent in (requests if seconds is None else map(cycle, requests))
     ]
-    await asyncio.sleep(seconds)
-    for connection in connections:
-        connection.stopped = True
+    if seconds is not None:
+        await asyncio.sleep(seconds)
+        for connection in connections:
+            connection.stopped = True
     await asyncio.gather(*(connection.over for connection in connections))
     took = time.perf_counter() - began
     latencies = [latency for connection in connections for latency in connection.latencies]

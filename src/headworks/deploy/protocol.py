@@ -91,14 +91,15 @@ class Protocol(BoundedHeads):
             super()._start_asgi_task(cycle, _failed)
 
     def _knock(self, cycle: RequestResponseCycle, door: Any) -> None:
-        found = door.begin(cycle.scope)
+        scope = cycle.scope  # which does not stay with one that has been answered
+        found = door.begin(scope)
         if not isinstance(found, tuple):
-            if cycle.scope["method"] == "HEAD" or not door.put(cycle.scope, found, self, cycle):
+            if scope["method"] == "HEAD" or not door.put(scope, found, self, cycle):
                 super()._start_asgi_task(cycle, Sending(cycle, found))
         # Where others are on the way already, one after the other, each in a task of its own.
         elif not self.pipeline and refuse(cycle, *found):
             cycle.on_response = _nothing  # what leads back here would leave it to the collector
-            door.refused(cycle.scope, found[0], 0.0)
+            door.refused(scope, found[0], 0.0)
         else:
             super()._start_asgi_task(cycle, door)
 

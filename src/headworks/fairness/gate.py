@@ -174,12 +174,11 @@ class FairnessGate:
             await self.app(scope, receive, send)
             return
         fairness, standing = self._fairness, current()
-        rules, matched, asked = self._known(scope)
+        rules, matched, asked, verdict = self._known(scope)
         answer = kind(fairness, scope, send, rules.dialect)
         try:
             if matched is not None:
                 _take_up(matched, standing)
-            verdict = scope.pop(VERDICT, None)
             if verdict is not None and asked is not None:
                 answer.asked, answer.verdict, standing.ticket = asked, verdict, answer
             elif not _is_preflight(scope):
@@ -196,16 +195,18 @@ class FairnessGate:
         finally:
             standing.ticket = None  # it leads back to who keeps it
 
-    def _known(self, scope: Scope) -> tuple[Rules, Matched | None, Asked | None]:
-        """What is known of the request, from outside where it is still the same request."""
+    def _known(self, scope: Scope) -> tuple[Rules, Matched | None, Asked | None, Verdict | None]:
+        """What is known of the request, from outside where it is still the same request. One that has
+        its verdict goes by the rules that it was asked by."""
         rules, given = self._fairness.rules, scope.get(GIVEN)
         if given is not None:
             known, place, matched, asked, _ = given
+            verdict = scope.pop(VERDICT, None)
             if place != place_of(scope):
                 self._fairness.rewritten = True
-            elif known is rules or VERDICT in scope:
-                return known, matched, asked
-        return rules, self._routes.find(scope), None
+            elif known is rules or verdict is not None:
+                return known, matched, asked, verdict
+        return rules, self._routes.find(scope), None, None
 
 
 class _Answer(Ticket):
@@ -227,8 +228,10 @@ class _Answer(Ticket):
             ours = self._told()
             if ours:
                 headers = [*message.get("headers", ())]  # an iterable, to be read once
-                if not NAMES.isdisjoint(dict(headers)):
-                    headers = _without(headers, {name for name, _ in ours})
+                for name, _ in headers:
+                    if name in NAMES:
+                        headers = _without(headers, {name for name, _ in ours})
+                        break
                 headers += ours
                 message = {**message, "headers": headers}
         return self._send(message)
