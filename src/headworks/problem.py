@@ -25,6 +25,7 @@ _TYPES = {
 }
 
 Headers = list[tuple[bytes, bytes]]
+Send = Callable[[Any], Awaitable[None]]
 Whole = tuple[int, Headers, bytes]
 """A whole answer: status, headers, body."""
 
@@ -84,9 +85,16 @@ def render(refused: Refused, extra: Headers | None = None) -> Whole:
     return refused.status, headers + extra if extra else headers, content
 
 
+async def send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    """Send an answer in the two parts of ASGI. The headers may be those of other answers as well, so
+    whoever takes them is given a copy to change."""
+    await send({"type": "http.response.start", "status": status, "headers": [*headers]})
+    await send({"type": "http.response.body", "body": body})
+
+
 async def refuse_websocket(
     scope: Mapping[str, Any],
-    send: Callable[[dict[str, Any]], Awaitable[None]],
+    send: Send,
     refused: Refused,
     extra: Headers | None = None,
 ) -> None:

@@ -11,7 +11,7 @@ from tests.store.test_cancel import Wire, clock
 
 from headworks.limits.shapes import Bucket, Shape, Window
 from headworks.store import Limiter, open_store
-from headworks.store.deny import DenyCache
+from headworks.store.deny import FRESH, DenyCache
 from headworks.store.ladder import LadderStore
 from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Ask, Correction, FinalAsk, Question, Report
@@ -248,3 +248,49 @@ async def test_until_a_unit_falls_due_a_flood_costs_the_server_nothing(
         assert not any(verdict.allowed for verdict in verdicts)
     assert store.statistics().questions == asked
     await store.aclose()
+
+
+async def test_the_same_asks_are_given_the_same_verdict_for_a_moment() -> None:
+    """Object for object, so that whoever makes an answer of it need do so once; then a new one."""
+    front = await emptied()
+    asks = final().asks
+    counted = front.cache.statistics().questions
+    first = front.cache.known_nowait(asks)
+    assert first is not None
+    await asyncio.sleep(FRESH / 2)
+    assert front.cache.known_nowait(asks) is first
+    others = front.cache.known_nowait(final().asks)
+    assert others is not None
+    assert others.retry_after == pytest.approx(first.retry_after - FRESH / 2), "of asks of its own"
+    await asyncio.sleep(FRESH / 2)
+    second = front.cache.known_nowait(asks)
+    assert second is not None
+    assert second is not first
+    assert second.retry_after == pytest.approx(first.retry_after - FRESH)
+    assert front.cache.statistics().questions == counted + 4
+
+
+async def test_it_is_given_no_longer_than_the_refusal_lasts() -> None:
+    front = await emptied()
+    asks = final().asks
+    await front.ask(Question(asks))
+    first = front.cache.known_nowait(asks)
+    assert first is not None
+    await asyncio.sleep(first.retry_after - FRESH / 4)
+    last = front.cache.known_nowait(asks)
+    assert last is not None
+    assert last.retry_after == pytest.approx(FRESH / 4)
+    await asyncio.sleep(FRESH / 4)
+    assert front.cache.known_nowait(asks) is None
+
+
+async def test_what_is_forgotten_is_not_given_again_for_a_moment_either() -> None:
+    front = await emptied()
+    asks = final().asks
+    await front.ask(Question(asks))
+    assert front.cache.known_nowait(asks) is not None
+    await front.cache.forget(["k"])
+    assert front.cache.known_nowait(asks) is None
+    await front.cache.ask(final("other", cost=11))
+    assert len(front.cache) == 1, "there is something to look for"
+    assert front.cache.known_nowait(asks) is None

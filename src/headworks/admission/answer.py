@@ -23,7 +23,7 @@ from headworks.caller import Presence
 from headworks.current import Current
 from headworks.errors import CallerLeft, DeadlineExceeded, Refused
 from headworks.problem import body as problem
-from headworks.problem import render
+from headworks.problem import render, send_whole
 
 if TYPE_CHECKING:
     from headworks.admission.waiting import Turn
@@ -182,9 +182,7 @@ class Answer:
 
     async def refuse(self, refused: Refused) -> None:
         """Answer with a refusal."""
-        status, headers, body = render(refused)
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
+        await send_whole(self.send, *render(refused))
 
     async def conclude(self, refused: Refused) -> None:
         """Say in its own form why it ends here, or break it off."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -34,11 +34,14 @@ from headworks.cleanup import Reaper
 from headworks.current import ROUTE, Criticality, Current, enter, leave
 from headworks.errors import CallerLeft, DeadlineExceeded, Refused
 from headworks.identity import Identifier
-from headworks.problem import Headers, refuse_websocket
+from headworks.problem import Headers, Whole, refuse_websocket, send_whole
 from headworks.telemetry import Decided, Queued, Served, Shadowed, Telemetry
 
 log = logging.getLogger("headworks")
 
+
+First = Callable[[Scope], Awaitable[Whole | None]]
+"""Whoever has a word before the application: a whole answer in its place, or None."""
 
 _new: Final = tuple.__new__
 """Fills an event in three fifths of the time its own constructor takes."""
@@ -99,6 +102,11 @@ class AdmissionGate:
         """The running loop's time."""
         return self._answers.now()
 
+    @property
+    def leaving(self) -> bool:
+        """Whether answers end their connections."""
+        return self._answers.leaving
+
     def enter(self, scope: Scope) -> Entry:
         """Ask for a place for an HTTP request. What comes of it has to `go_on`, or to `turn_back`."""
         arrived = self._answers.now()
@@ -119,21 +127,31 @@ class AdmissionGate:
         """Send a whole answer for which there is no place, and no `Answer`; a client that does not read
         it is cut off all the same."""
         try:
-            await all_within(self._answers.write_stall, _sent(send, status, headers, body))
+            await all_within(self._answers.write_stall, send_whole(send, status, headers, body))
         except TimeoutError:
             self._cut_off()
             await leave_transport(send, "abort")
 
-    async def go_on(self, entry: Entry, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the request, refuse it, or let it wait, as `enter` has found."""
+    async def go_on(
+        self,
+        entry: Entry,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        first: First | None = None,
+    ) -> None:
+        """Serve the request, refuse it, or let it wait, as `enter` has found.
+
+        first  asked once there is a place, ahead of the application, which an answer of its replaces
+        """
         place, answers = entry.place, self._answers
         caller = entry.current.caller = Presence(scope, receive)
         answer = Answer(send, scope, caller, entry, answers)
         try:
             if isinstance(place, Slot):
-                await self._serve(place, answer)
+                await self._serve(place, answer, first)
             elif isinstance(place, Turn):
-                await self._wait(place, receive, answer)
+                await self._wait(place, receive, answer, first)
             else:
                 await answer.refuse(place)
         except ClientStalled:
@@ -178,7 +196,7 @@ class AdmissionGate:
         entry.latest = entry.arrived + asked
         entry.current.deadline = min(entry.current.deadline, entry.latest)
 
-    async def _wait(self, turn: Turn, receive: Receive, answer: Answer) -> None:
+    async def _wait(self, turn: Turn, receive: Receive, answer: Answer, first: First | None) -> None:
         """Stand in line, and go on with what comes of it."""
         early = EarlyMessages(receive, turn.left)
         self._answers.queue(turn)
@@ -197,12 +215,12 @@ class AdmissionGate:
                 answer.caller.source = early.receive
                 self._queued(answer, "admitted")
                 self._telemetry.emit(_ADMITTED[answer.current.criticality])
-                await self._serve(slot, answer)
+                await self._serve(slot, answer, first)
         finally:
             self._answers.unqueue(turn)
             early.close()
 
-    async def _serve(self, slot: Slot, answer: Answer) -> None:
+    async def _serve(self, slot: Slot, answer: Answer, first: First | None) -> None:
         """Run the application until it returns, or is cancelled because its answer has to end. The place
         is returned whatever happens, at the last byte of the answer at the latest unless background
         tasks hold it."""
@@ -213,7 +231,11 @@ class AdmissionGate:
             try:
                 try:
                     answer.begin()
-                    await self.app(answer.scope, answer.caller.receive, answer.send)
+                    whole = None if first is None else await first(answer.scope)
+                    if whole is None:
+                        await self.app(answer.scope, answer.caller.receive, answer.send)
+                    else:
+                        await send_whole(answer.send, *whole)
                 except BaseException as error:
                     answer.over(error)
                     raise
@@ -288,8 +310,3 @@ class AdmissionGate:
             for closer in current.opened:
                 self._reaper.hand_over("closing what a request left open", closer)
             current.opened.clear()
-
-
-async def _sent(send: Send, status: int, headers: Headers, body: bytes) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -23,7 +23,7 @@ from typing import Final
 from starlette.types import Scope
 
 from headworks.current import ROUTE
-from headworks.fairness.gate import GIVEN, VERDICT, Fairness, Given, place_of
+from headworks.fairness.gate import Fairness, Given, place_of
 from headworks.fairness.headers import fields
 from headworks.fairness.limits import Asks
 from headworks.fairness.refusal import judged, refusal
@@ -84,7 +84,7 @@ class Ahead:
         scope[ROUTE] = matched.template
         asked = rules.limits.asks(identity, matched)
         # Half the time of its own constructor.
-        given = scope[GIVEN] = tuple.__new__(
+        given = scope[fairness.given] = tuple.__new__(
             Given, (rules, place_of(scope), matched, asked, identity.criticality)
         )
         if asked.question is None or asked.shadow or self._leaving():
@@ -114,19 +114,24 @@ class Ahead:
         written = self._written[id(verdict)] = (verdict, whole, event)
         return written
 
+    def stands(self, scope: Scope) -> bool:
+        """Whether what `look` has found is of the policy that holds."""
+        given: Given = scope[self._fairness.given]
+        return given.rules is self._fairness.rules
+
     def question(self, scope: Scope) -> Question:
         """What the store is to be asked about what `look` has found."""
-        given: Given = scope[GIVEN]
+        given: Given = scope[self._fairness.given]
         question = given.asked.question
         assert question is not None, "who is asked nothing is for inside"
         return question
 
     def answer(self, scope: Scope, verdict: Verdict) -> Whole | None:
         """The refusal; None where the request may pass, which the scope tells the gate inside."""
-        rules, _, _, asked, criticality = scope[GIVEN]
+        rules, _, _, asked, criticality = scope[self._fairness.given]
         refused = judged(verdict, asked, criticality, self._telemetry)
         if refused is None:
-            scope[VERDICT] = verdict
+            scope[self._fairness.verdict] = verdict
             return None
         return render(refused, fields(rules.dialect, verdict, refused.retry_after))
 

@@ -21,7 +21,7 @@ from headworks.fairness.refusal import judged
 from headworks.fairness.routes import Matched, Routes
 from headworks.fairness.translate import refused_behind
 from headworks.identity import Callers, Identifier, Identity
-from headworks.problem import TRY_AGAIN_LATER, Headers, refuse_websocket, render
+from headworks.problem import TRY_AGAIN_LATER, Headers, refuse_websocket, render, send_whole
 from headworks.store.protocol import Ask, Question, Store
 from headworks.telemetry import Shadowed, Telemetry
 from headworks.verdict import Verdict
@@ -64,12 +64,6 @@ class Given(NamedTuple):
     criticality: Criticality
 
 
-GIVEN: Final = "headworks.given"
-"""Where a request's scope keeps it."""
-VERDICT: Final = "headworks.verdict"
-"""Where it keeps the verdict on it that let the request pass, where the store was asked already."""
-
-
 class Fairness:
     """Each caller's share: one atomic question to the store, nothing taken by a refusal.
 
@@ -79,6 +73,10 @@ class Fairness:
     telemetry   hears every decision
 
     `rewritten` is set once a request has reached the gate with another path than it came with.
+
+    A request's scope keeps what is `Given` of it under `given`, and under `verdict` the verdict that
+    lets it pass, where the store was asked ahead of the gate: by names of this one's own, since one
+    application may hold another that is protected as well.
     """
 
     def __init__(
@@ -87,6 +85,7 @@ class Fairness:
         self.rules = rules
         self._store, self._identifier, self._telemetry = store, identifier, telemetry
         self.rewritten = False
+        self.given, self.verdict = f"headworks.given:{id(self)}", f"headworks.verdict:{id(self)}"
         self._watching: set[asyncio.Task[None]] = set()
 
     def admit(
@@ -193,17 +192,18 @@ class FairnessGate:
             if behind is None or not await answer.refuse(behind):
                 raise
         finally:
-            standing.ticket = None  # it leads back to who keeps it
+            answer.over()
 
     def _known(self, scope: Scope) -> tuple[Rules, Matched | None, Asked | None, Verdict | None]:
         """What is known of the request, from outside where it is still the same request. One that has
         its verdict goes by the rules that it was asked by."""
-        rules, given = self._fairness.rules, scope.get(GIVEN)
+        fairness = self._fairness
+        rules, given = fairness.rules, scope.get(fairness.given)
         if given is not None:
             known, place, matched, asked, _ = given
-            verdict = scope.pop(VERDICT, None)
+            verdict = scope.pop(fairness.verdict, None)
             if place != place_of(scope):
-                self._fairness.rewritten = True
+                fairness.rewritten = True
             elif known is rules or verdict is not None:
                 return known, matched, asked, verdict
         return rules, self._routes.find(scope), None, None
@@ -246,10 +246,14 @@ class _Answer(Ticket):
         """Answer with the refusal, if it is not too late for one."""
         if self.begun:
             return False
-        status, headers, body = render(refused, self._fields(refused))
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
+        await send_whole(self._send, *render(refused, self._fields(refused)))
         return True
+
+    def over(self) -> None:
+        """Nothing more is sent. The ticket stays with the request's standing, for tasks that outlast it,
+        but not the request: the way to its client leads back there, and would leave it all to the
+        collector."""
+        self._send, self._scope = _nobody, _NO_SCOPE
 
     def _fields(self, refused: Refused) -> Headers:
         return fields(self._dialect, self.verdict, refused.retry_after)
@@ -277,6 +281,13 @@ class _Socket(_Answer):
         else:
             await refuse_websocket(self._scope, self._send, refused, self._fields(refused))
         return True
+
+
+_NO_SCOPE: Final[Scope] = {}
+
+
+async def _nobody(message: Message) -> None:
+    """Whom the parts of an answer reach once its request is over."""
 
 
 def place_of(scope: Scope) -> tuple[str, str, str]:

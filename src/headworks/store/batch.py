@@ -160,7 +160,6 @@ class Call:
             _hand_out(self.callers, reply)
         except Exception as error:  # what cannot be read is theirs to hear of, not the connection's
             self.fail(error)
-        self.callers = []
 
     def set_exception(self, error: BaseException) -> None:
         self._end()

@@ -9,12 +9,12 @@ the application  its middleware, and inside of that fairness, which asks where n
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, Protocol
 
+from starlette._utils import get_route_path
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -32,15 +32,30 @@ from headworks.verdict import Verdict
 
 TRANSPARENT: Final[tuple[object, ...]] = (FairnessGate, CORSMiddleware, GZipMiddleware)
 """Middleware that refuses nobody whom `Ahead` has looked at: without an origin, CORS has no word."""
-ENTRANCES: Final = ("starlette.applications", "fastapi.applications")
-"""Where the calls of applications are written that are known to do nothing else than `Door.straight`."""
+FRAMEWORKS: Final = ("starlette.applications", "fastapi.applications")
+"""Whose applications are known: what their own call does, and what they put around middleware."""
 LISTENING: Final = 1.0
-"""Seconds after which FastAPI is asked again whether it traces requests."""
+"""Seconds after which an application's call is looked at again."""
 
 
-def clear(middleware: list[Middleware]) -> bool:
-    """Whether a request that is let in is sure to be asked its limits."""
-    return all(one.cls in TRANSPARENT for one in middleware)
+def clear(middleware: list[Middleware], build: Callable[[], ASGIApp]) -> bool:
+    """Whether a request that is let in is sure to be asked its limits, whatever else is built around."""
+    return all(one.cls in TRANSPARENT for one in middleware) and _of_frameworks(build)
+
+
+def plain(app: Starlette) -> bool:
+    """Whether the application's own call would only lead to its door: nothing is overridden or patched,
+    there is no root path to set, and nobody has FastAPI trace requests."""
+    tracing = getattr(app, "_native_telemetry", None)
+    if getattr(app, "root_path", None) or (tracing is not None and tracing.enabled()):
+        return False
+    calls = (vars(kind).get("__call__") for kind in type(app).__mro__)
+    return all(_of_frameworks(call) for call in calls if call is not None)
+
+
+def _of_frameworks(function: object) -> bool:
+    """Whether it was written there: `functools.wraps` copies a module's name, but not its globals."""
+    return getattr(function, "__globals__", {}).get("__name__") in FRAMEWORKS
 
 
 class Server(Protocol):
@@ -64,6 +79,17 @@ class _Waiting:
         self.door.heard(self, verdict)
 
 
+def _known(answer: Whole | None) -> Callable[[Scope], Awaitable[Whole | None]] | None:
+    """An answer that is known, as one that has still to be asked for."""
+    if answer is None:
+        return None
+
+    async def first(scope: Scope) -> Whole | None:
+        return answer
+
+    return first
+
+
 class Door:
     """Outside of everything.
 
@@ -71,6 +97,7 @@ class Door:
     probes     answers the probes and hands what is none of them to the application it is made of
     admission  the pod's gate around the application
     ahead      fairness's word ahead of the application
+    clear      whether the store may be asked there, see `clear`
     store      decides
     telemetry  hears of every answer that admission does not
     """
@@ -82,15 +109,16 @@ class Door:
         probes: Callable[[ASGIApp], ASGIApp],
         admission: AdmissionGate,
         ahead: Ahead,
+        clear: bool,
         store: Store,
         telemetry: Telemetry,
     ) -> None:
+        self.app = admission  # so called by whoever walks down a stack of middleware
         self._app, self._probes = app, probes(admission)
         self._admission, self._ahead = admission, ahead
         self._store, self._telemetry = store, telemetry
-        self._next: ASGIApp = self._ask if clear(app.user_middleware) else admission
-        self._plain = getattr(type(app).__call__, "__module__", "") in ENTRANCES
-        self._looked, self._traced = -math.inf, False
+        self._next: ASGIApp = self._ask if clear else admission
+        self._looked, self._plain = -math.inf, False
 
     # No coroutine of its own: nearly every request only passes.
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -106,7 +134,7 @@ class Door:
 
         Whoever sends the refusal says so to `refused`.
         """
-        if scope["path"].endswith(PATHS):
+        if scope["path"].endswith(PATHS) and get_route_path(scope) in PATHS:
             return self._probes
         given = self._ahead.look(scope)
         if given is None:
@@ -120,17 +148,15 @@ class Door:
         if found is not self._next or found is self._admission:
             return False
         entry = self._admission.enter(scope)
-        if not isinstance(entry.place, Slot):
-            server.go_on(cycle, self, partial(self._admission.go_on, entry))
-            return True
-        waiting = _Waiting(self, scope, entry, server, cycle)
-        try:
-            put = self._store.put(self._ahead.question(scope), waiting)
-        except BaseException:
-            self._admission.turn_back(entry, scope, 500)
-            raise
-        if not put:
-            server.go_on(cycle, self, partial(self._asked, entry))
+        if isinstance(entry.place, Slot):
+            waiting = _Waiting(self, scope, entry, server, cycle)
+            try:
+                if self._store.put(self._ahead.question(scope), waiting):
+                    return True
+            except BaseException:
+                self._admission.turn_back(entry, scope, 500)
+                raise
+        server.go_on(cycle, self, partial(self._asked, entry))
         return True
 
     def heard(self, waiting: _Waiting, verdict: Verdict) -> None:
@@ -139,8 +165,9 @@ class Door:
         status, passes = 0, False
         try:
             refusal = self._ahead.answer(scope, verdict)
-            if refusal is None:
-                waiting.server.go_on(waiting.cycle, self, partial(self._admission.go_on, entry))
+            if refusal is None or self._admission.leaving:  # whose answers end their connections
+                onwards = partial(self._admission.go_on, entry, first=_known(refusal))
+                waiting.server.go_on(waiting.cycle, self, onwards)
                 passes = True
             else:
                 status = refusal[0]
@@ -162,43 +189,37 @@ class Door:
         return tell
 
     def straight(self, scope: Scope) -> bool:
-        """Whether a server may come here at once: the application's own call would only set what this
-        sets. FastAPI's sees to its tracing as well, where somebody traces."""
-        app = self._app
-        if not self._plain or getattr(app, "root_path", None):
-            return False
+        """Whether a server may come here at once, instead of to the application's own call, which would
+        only set what this sets."""
         now = self._admission.now()
         if now - self._looked > LISTENING:
-            self._looked, tracing = now, getattr(app, "_native_telemetry", None)
-            self._traced = tracing is not None and bool(tracing.enabled())
-        scope["app"] = app
-        return not self._traced
+            self._looked, self._plain = now, plain(self._app)
+        scope["app"] = self._app
+        return self._plain
 
     async def _refuse(self, scope: Scope, send: Send, refusal: Whole) -> None:
-        began = asyncio.get_running_loop().time()
+        began = self._admission.now()
         try:
             await self._admission.tell(send, *refusal)
         finally:
-            self.refused(scope, refusal[0], asyncio.get_running_loop().time() - began)
+            self.refused(scope, refusal[0], self._admission.now() - began)
 
-    async def _ask(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask once there is a place, and before anything else is made of the request."""
-        await self._asked(self._admission.enter(scope), scope, receive, send)
+    def _ask(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        return self._asked(self._admission.enter(scope), scope, receive, send)
 
-    async def _asked(self, entry: Entry, scope: Scope, receive: Receive, send: Send) -> None:
-        admission, ahead = self._admission, self._ahead
-        if isinstance(entry.place, Slot):
-            passes, status = False, 0
-            try:
-                refusal = ahead.answer(scope, await self._store.ask(ahead.question(scope)))
-                if refusal is None:
-                    passes = True
-                else:
-                    status = refusal[0]
-                    await admission.tell(send, *refusal)
-            finally:
-                if not passes:
-                    admission.turn_back(entry, scope, status)
-            if not passes:
-                return
-        await admission.go_on(entry, scope, receive, send)
+    def _asked(self, entry: Entry, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        return self._admission.go_on(entry, scope, receive, send, self._first)
+
+    async def _first(self, scope: Scope) -> Whole | None:
+        """Ask once there is a place, and before anything else is made of the request.
+
+        The gate inside asks itself where the policy has changed since, as in a line, or where the store
+        has raised: what is raised there is answered.
+        """
+        if not self._ahead.stands(scope):
+            return None
+        try:
+            verdict = await self._store.ask(self._ahead.question(scope))
+        except Exception:
+            return None
+        return self._ahead.answer(scope, verdict)

@@ -55,7 +55,7 @@ from headworks.works.build import (
     vendors_of,
     without_store,
 )
-from headworks.works.door import Door
+from headworks.works.door import Door, clear
 from headworks.works.permit import permit_of
 from headworks.works.reload import Change, PolicyWatch, signature
 
@@ -344,6 +344,7 @@ class Headworks:
                 probes=partial(Probes, pages=self._pages, allow=self._inside),
                 admission=admission,
                 ahead=ahead,
+                clear=clear(app.user_middleware, build),
                 store=self._store,
                 telemetry=self.telemetry,
             )

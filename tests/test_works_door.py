@@ -1,0 +1,225 @@
+"""The door of an application: one inside another, and how a server comes straight to it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, WebSocket
+from fastapi.exceptions import FastAPIDeprecationWarning
+from fastapi.telemetry._asgi import _legacy_otel
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from tests.ports import free_port
+from tests.protected import POLICY
+from tests.test_works_ahead import Service
+from tests.test_works_with_a_store import valkey
+
+from headworks import Headworks
+from headworks.policy.load import parse
+from headworks.works.door import LISTENING, Door
+
+
+def door_of(app: Any) -> Door:
+    app.middleware_stack = app.build_middleware_stack()
+    assert isinstance(app.middleware_stack, Door)
+    return app.middleware_stack
+
+
+# --- one inside another
+
+
+@pytest.mark.parametrize("seen_through", [True, False])
+async def test_a_protected_application_inside_another_is_asked_once_by_each(seen_through: bool) -> None:
+    """Neither takes the other's word for its own: each has its own callers, limits and counts. Whether
+    the outer one can see the routes of the inner one, or takes all of it for one."""
+    outer, inner = Service(), Service()
+
+    async def opaque(scope: Any, receive: Any, send: Any) -> None:
+        await inner.app(scope, receive, send)
+
+    outer.app.mount("/inner", inner.app if seen_through else opaque)
+    assert (await outer.get("/inner/hello")).text == '"hello"'
+    assert (outer.order, inner.order) == (["asked"], ["asked"])
+    for _ in range(2):
+        assert (await outer.get("/inner/nowhere")).status_code == 404
+    assert not outer.works._fairness.rewritten
+    assert not inner.works._fairness.rewritten, "a path of no route has not been changed"
+    inner.order.clear()
+    assert (await inner.get()).status_code == 200
+    assert inner.order == ["asked"]
+    assert (outer.places, inner.places) == ((0, 0, 0), (0, 0, 0))
+
+
+async def test_an_application_that_two_protect_is_asked_once_for_each() -> None:
+    """The outer one cannot know what the inner one does: its question comes at its gate."""
+    first = Service()
+    second = Service(app=first.app)
+    assert (await second.get()).status_code == 200
+    assert first.order == ["asked"]
+    assert second.order == ["inside", "asked"]
+    costs = [[question.asks[0].cost for question in one.store.questions] for one in (first, second)]
+    assert costs == [[1], [1]]
+
+
+async def test_two_works_in_one_process_know_nothing_of_each_other() -> None:
+    first, second = Service(), Service()
+    await first.used_up()
+    assert (await first.get()).status_code == 429
+    assert (await second.get()).headers["ratelimit"] == '"tier:free";r=9;t=60'
+
+
+async def test_websockets_are_asked_inside_when_they_connect() -> None:
+    service, sent = Service(), list[Any]()
+
+    @service.app.websocket("/ws")
+    async def ws(socket: WebSocket) -> None:
+        await socket.accept()
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"x-api-key", b"free-1")]
+    scope = {"type": "websocket", "path": "/ws", "query_string": b"", "headers": headers}
+    await service.app(scope | {"client": None}, receive, send)
+    assert service.order == ["inside", "asked"]
+    assert (b"ratelimit", b'"tier:free";r=9;t=60') in sent[0]["headers"]
+
+
+# --- straight to the door
+
+
+async def test_a_server_may_come_straight_where_the_application_s_call_adds_nothing() -> None:
+    """Then the scope is as that call would have made it."""
+    for app in (FastAPI(), Starlette(routes=[Route("/hello", PlainTextResponse("hello"))])):
+        door, scope = door_of(Service(app=app).app), dict[str, Any]()
+        assert door.straight(scope)
+        assert scope == {"app": app}
+
+
+class Own(FastAPI):
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await super().__call__(scope, receive, send)
+
+
+async def test_no_server_does_where_it_may_add_something() -> None:
+    """A call of its own, a root path to be set."""
+    with pytest.warns(FastAPIDeprecationWarning):
+        below = FastAPI(root_path="/api")
+    for app in (Own(), below):
+        assert not door_of(Service(app=app).app).straight({})
+
+
+async def test_none_does_once_the_framework_has_been_patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tools that trace do, in a class above, under the old name, and at any time."""
+    door, call = door_of(Service().app), Starlette.__call__
+    assert door.straight({})
+
+    @functools.wraps(call)
+    async def traced(self: Any, scope: Any, receive: Any, send: Any) -> None:
+        await call(self, scope, receive, send)
+
+    monkeypatch.setattr(Starlette, "__call__", traced)
+    await asyncio.sleep(LISTENING + 0.1)
+    assert not door.straight({})
+
+
+async def test_none_does_while_fastapi_traces_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service()
+    door, tracing = door_of(service.app), service.app._native_telemetry
+    for enabled in (True, False, True):
+        monkeypatch.setattr(type(tracing), "enabled", lambda self, enabled=enabled: enabled)
+        await asyncio.sleep(LISTENING + 0.1)
+        assert door.straight({}) is not enabled
+
+
+async def test_whoever_walks_down_the_stack_passes_the_door() -> None:
+    """FastAPI does, to learn whether somebody traces already."""
+
+    class Traces:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+    Traces.__module__, Traces.__name__ = "opentelemetry.instrumentation.asgi", "OpenTelemetryMiddleware"
+    assert _legacy_otel(door_of(Service(middleware=(Middleware(Traces),)).app))
+    assert not _legacy_otel(door_of(Service().app))
+
+
+# --- nothing for the collector
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("inside", [False, True])
+async def test_a_request_leaves_nothing_to_the_garbage_collector(tmp_path: Path, inside: bool) -> None:
+    """Admitted and charged more, refused by the store, refused from memory; alone, and three at once
+    that share a call to the store: whether it is asked at the door or inside, what it was made of goes
+    when it does."""
+    port = free_port()
+    async with valkey(tmp_path, port):
+        policy = POLICY | {
+            "store": {"url": f"valkey://127.0.0.1:{port}", "decision_timeout": "10s"},
+            "deploy": {"replicas": 1},
+        }
+        works = Headworks(parse(policy, "test", {}), pod="pod-1", rng=random.Random(1))
+        app = Starlette(middleware=[Middleware(Through)] if inside else [])
+
+        async def hello(request: Any) -> PlainTextResponse:
+            await works.charge(1)
+            return PlainTextResponse("hello")
+
+        app.routes.append(Route("/hello", hello, methods=["GET"]))
+        works.protect(app)
+        async with app.router.lifespan_context(app):
+            keys = [["pro-1"]] * 5 + [["pro-1", "pro-2", "b-1"]] + [["free-1"]] * 10
+            found = [await _left_by(app, *callers) for callers in keys]
+    assert [statuses for statuses, _ in found] == [[200]] * 5 + [[200] * 3] + [[200]] * 5 + [[429]] * 5
+    assert [left for _, left in found[1:]] == [[]] * 15, "the first one makes what is kept"
+
+
+class Through:
+    """The application's middleware, of which nothing is known."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
+
+
+async def _left_by(app: Any, *keys: str) -> tuple[list[int], list[str]]:
+    """The statuses of requests at once, and what only the collector can free after them."""
+    statuses = list[int]()
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    async def request(key: str) -> None:
+        headers = [(b"x-api-key", key.encode())]
+        scope = {"type": "http", "method": "GET", "path": "/hello", "headers": headers}
+        await app(scope | {"client": ("203.0.113.7", 1), "root_path": ""}, receive, send)
+
+    gc.collect()
+    gc.disable()
+    try:
+        await asyncio.wait([asyncio.create_task(request(key)) for key in keys])
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        return statuses, [type(one).__name__ for one in gc.garbage]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
