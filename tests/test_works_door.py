@@ -19,11 +19,12 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from tests.ports import free_port
 from tests.protected import POLICY
-from tests.test_works_ahead import Service
+from tests.test_works_ahead import Service, Store
 from tests.test_works_with_a_store import valkey
 
 from headworks import Headworks
 from headworks.policy.load import parse
+from headworks.store.protocol import Question
 from headworks.works.door import LISTENING, Door
 
 
@@ -153,6 +154,155 @@ async def test_whoever_walks_down_the_stack_passes_the_door() -> None:
     Traces.__module__, Traces.__name__ = "opentelemetry.instrumentation.asgi", "OpenTelemetryMiddleware"
     assert _legacy_otel(door_of(Service(middleware=(Middleware(Traces),)).app))
     assert not _legacy_otel(door_of(Service().app))
+
+
+# --- a server that has no task yet
+
+
+class Putting(Store):
+    """A store that hears of a question without a task, and answers a second later."""
+
+    takes, broken = True, False
+
+    def put(self, question: Question, to: Any, first: Any = None) -> bool:
+        if self.broken:
+            raise ConnectionError("closed")
+        if self.takes:
+            self.order.append("put")
+            self.questions.append(question)
+            loop = asyncio.get_running_loop()
+            loop.call_later(1, lambda: to(self.ask_nowait(question)))
+        return self.takes
+
+
+class Asking:
+    """A server that comes straight to the door with one request, and what it was told."""
+
+    def __init__(self, service: Service, key: str = "free-1", query: bytes = b"") -> None:
+        self.service, self.told = service, list[Any]()
+        headers = [(b"x-api-key", key.encode())]
+        self.scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/hello"}
+        self.scope |= {"query_string": query, "headers": headers, "client": ("203.0.113.7", 1)}
+        self.door = service.app.middleware_stack or door_of(service.app)
+        self.sent = list[Any]()
+        self.broken = False
+
+    def ask(self) -> bool:
+        found = self.door.begin(self.scope)
+        assert not isinstance(found, tuple)
+        taken: bool = self.door.put(self.scope, found, self, "the cycle")
+        return taken
+
+    def go_on(self, cycle: Any, door: Any, found: Any) -> None:
+        assert (cycle, door) == ("the cycle", self.door)
+        if self.broken:
+            raise OSError("the connection is gone")
+        self.told.append(found)
+
+    async def run(self) -> int:
+        """Give it the task that it asks for; its status."""
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            self.sent.append(message)
+
+        (found,) = self.told
+        await found(self.scope, receive, send)
+        return int(self.sent[0]["status"])
+
+
+def put_service(**options: Any) -> Service:
+    service = Service(remembers=False, **options)
+    store = Putting(service.order)
+    service.store = service.works._store = service.works._fairness._store = store
+    return service
+
+
+async def test_a_request_waits_for_its_verdict_without_a_task() -> None:
+    """It holds its place meanwhile; who passes gets a task, who is refused an answer and no more."""
+    service = put_service()
+    for units in (1, 10):
+        asking = Asking(service)
+        assert asking.ask()
+        assert service.places == (1, 1, 0)
+        assert asking.told == []
+        await asyncio.sleep(1)
+        if units == 1:
+            assert service.places == (1, 1, 0), "still its own"
+            assert await asking.run() == 200
+            assert (b"ratelimit", b'"tier:free";r=9;t=60') in asking.sent[0]["headers"]
+            for _ in range(9):
+                await service.store.ask(service.store.questions[-1])
+        else:
+            ((status, _, body),) = asking.told
+            assert (status, b"quota-exceeded" in body) == (429, True)
+        assert service.places == (0, 0, 0)
+    assert service.served == [200, 429]
+    assert service.order.count("put") == 2
+    assert "inside" not in service.order
+
+
+async def test_a_full_pod_puts_no_question() -> None:
+    service = put_service(policy={"admission": {"max_in_flight": 1}})
+    first, second = Asking(service, "pro-1"), Asking(service, "pro-2")
+    assert first.ask()
+    assert second.ask()
+    assert await second.run() == 503
+    assert service.order == ["put"]
+    await asyncio.sleep(1)
+    assert await first.run() == 200
+    assert service.places == (0, 0, 0)
+
+
+async def test_a_store_for_tasks_only_is_asked_by_one() -> None:
+    service = put_service()
+    service.store.takes = False
+    asking = Asking(service)
+    assert asking.ask()
+    assert await asking.run() == 200
+    assert service.order == ["asked"]
+    assert service.places == (0, 0, 0)
+
+
+async def test_a_pod_that_leaves_meanwhile_ends_the_connection_of_its_refusal() -> None:
+    service = put_service()
+    await service.used_up()
+    asking = Asking(service)
+    assert asking.ask()
+    service.works._leave()
+    await asyncio.sleep(1)
+    assert await asking.run() == 429
+    assert (b"connection", b"close") in asking.sent[0]["headers"]
+    assert service.places == (0, 0, 0)
+
+
+async def test_a_pod_whose_time_is_over_tells_who_was_let_in_last() -> None:
+    service = put_service()
+    asking = Asking(service, query=b"last=5")
+    assert asking.ask()
+    service.works._answers.end()
+    await asyncio.sleep(1)
+    assert await asking.run() == 503
+    assert service.places == (0, 0, 0)
+
+
+async def test_a_place_returns_whatever_fails() -> None:
+    """The store that is to be asked, the server that is to be told: each request is told of once."""
+    service = put_service()
+    service.store.broken = True
+    with pytest.raises(ConnectionError):
+        Asking(service).ask()
+    assert (service.places, service.served) == ((0, 0, 0), [500])
+    service.store.broken = False
+    gone, errors = Asking(service), list[Any]()
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
+    gone.broken = True
+    assert gone.ask()
+    await asyncio.sleep(1)
+    assert [type(context["exception"]) for context in errors] == [OSError]
+    assert (service.places, service.served) == ((0, 0, 0), [500, 0])
 
 
 # --- nothing for the collector
