@@ -269,12 +269,14 @@ async def test_a_store_for_tasks_only_is_asked_by_one() -> None:
 async def test_a_pod_that_leaves_meanwhile_ends_the_connection_of_its_refusal() -> None:
     service = put_service()
     await service.used_up()
+    service.order.clear()
     asking = Asking(service)
     assert asking.ask()
     service.works._leave()
     await asyncio.sleep(1)
     assert await asking.run() == 429
     assert (b"connection", b"close") in asking.sent[0]["headers"]
+    assert service.order == ["put"], "once"
     assert service.places == (0, 0, 0)
 
 
@@ -309,11 +311,10 @@ async def test_a_place_returns_whatever_fails() -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("inside", [False, True])
-async def test_a_request_leaves_nothing_to_the_garbage_collector(tmp_path: Path, inside: bool) -> None:
+@pytest.mark.parametrize("asked", ["inside", "at the door", "without a task"])
+async def test_a_request_leaves_nothing_to_the_garbage_collector(tmp_path: Path, asked: str) -> None:
     """Admitted and charged more, refused by the store, refused from memory; alone, and three at once
-    that share a call to the store: whether it is asked at the door or inside, what it was made of goes
-    when it does."""
+    that share a call to the store: wherever it is asked, what it was made of goes when it does."""
     port = free_port()
     async with valkey(tmp_path, port):
         policy = POLICY | {
@@ -321,7 +322,7 @@ async def test_a_request_leaves_nothing_to_the_garbage_collector(tmp_path: Path,
             "deploy": {"replicas": 1},
         }
         works = Headworks(parse(policy, "test", {}), pod="pod-1", rng=random.Random(1))
-        app = Starlette(middleware=[Middleware(Through)] if inside else [])
+        app = Starlette(middleware=[Middleware(Through)] if asked == "inside" else [])
 
         async def hello(request: Any) -> PlainTextResponse:
             await works.charge(1)
@@ -331,7 +332,8 @@ async def test_a_request_leaves_nothing_to_the_garbage_collector(tmp_path: Path,
         works.protect(app)
         async with app.router.lifespan_context(app):
             keys = [["pro-1"]] * 5 + [["pro-1", "pro-2", "b-1"]] + [["free-1"]] * 10
-            found = [await _left_by(app, *callers) for callers in keys]
+            ask = Straight(app) if asked == "without a task" else app
+            found = [await _left_by(ask, *callers) for callers in keys]
     assert [statuses for statuses, _ in found] == [[200]] * 5 + [[200] * 3] + [[200]] * 5 + [[429]] * 5
     assert [left for _, left in found[1:]] == [[]] * 15, "the first one makes what is kept"
 
@@ -344,6 +346,27 @@ class Through:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await self.app(scope, receive, send)
+
+
+class Straight:
+    """A server that comes straight to the door, as `headworks serve` does."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        door = self.app.middleware_stack or door_of(self.app)
+        found, told = door.begin(scope), asyncio.get_running_loop().create_future()
+        if not isinstance(found, tuple):
+            assert door.put(scope, found, self, told)
+            found = await told
+        if isinstance(found, tuple):
+            await door.telling(found)(scope, receive, send)
+        else:
+            await found(scope, receive, send)
+
+    def go_on(self, cycle: asyncio.Future[Any], door: Any, found: Any) -> None:
+        cycle.set_result(found)
 
 
 async def _left_by(app: Any, *keys: str) -> tuple[list[int], list[str]]:
