@@ -58,8 +58,8 @@ class BoundedHeads(HttpToolsProtocol):
 
     def _half_received(self, size: int) -> None:
         """So much has come, and a head, or a body with its trailers, has not ended yet."""
-        if self.scope is not self._half:
-            self._half, self._unended = self.scope, 0
+        if self.headers is not self._half:  # those of another message: each has a list of its own
+            self._half, self._unended = self.headers, 0
             return
         self._unended += size
         if self._unended > self.most and not self.transport.is_closing():

@@ -59,9 +59,9 @@ class OneWrite:
         self._inner.abort()
 
     def _flush(self, more: bytes | bytearray | memoryview = b"") -> None:
-        held = self._held
+        data = self._held + more
         self._forget()
-        self._inner.write(held + more)
+        self._inner.write(data)
 
     def _forget(self) -> None:
         self._held = b""

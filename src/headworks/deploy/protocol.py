@@ -12,6 +12,7 @@ import asyncio
 import logging
 import math
 from contextvars import Context
+from functools import partial
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -57,6 +58,7 @@ class Protocol(BoundedHeads):
             return
         if self.scope is self.cycle.scope:  # not needed here any more, and large
             self.scope = self.cycle.scope = _NONE
+            self.headers, self.url, self._half = [], b"", None
         self._idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._look_again(self._idle_since + self.timeout_keep_alive)
@@ -79,9 +81,11 @@ class Protocol(BoundedHeads):
             self._look_again(until)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if self.transport.is_closing():  # since an answer to what came before in the same read
+            return
         door: Any = getattr(app, "middleware_stack", None)
         # A log of every answer is uvicorn's to write.
-        if not hasattr(door, "straight") or cycle.access_log or not door.straight(cycle.scope):
+        if not hasattr(door, "straight") or cycle.access_log or not door.straight(app, cycle.scope):
             super()._start_asgi_task(cycle, app)
             return
         try:
@@ -101,13 +105,13 @@ class Protocol(BoundedHeads):
             cycle.on_response = _nothing  # what leads back here would leave it to the collector
             door.refused(scope, found[0], 0.0)
         else:
-            super()._start_asgi_task(cycle, door)
+            super()._start_asgi_task(cycle, partial(door.refuse, found))
 
     def go_on(self, cycle: RequestResponseCycle, door: Any, found: Any) -> None:
         """The door's word on a request that has waited for it."""
         if not isinstance(found, tuple):
             super()._start_asgi_task(cycle, Sending(cycle, found))
-        elif refuse(cycle, *found):
+        elif not self.pipeline and refuse(cycle, *found):
             cycle.on_response = _nothing
         else:
             super()._start_asgi_task(cycle, door.telling(found))

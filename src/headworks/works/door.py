@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, Final, Protocol
 
 from starlette._utils import get_route_path
@@ -54,8 +55,10 @@ def plain(app: Starlette) -> bool:
 
 
 def _of_frameworks(function: object) -> bool:
-    """Whether it was written there: `functools.wraps` copies a module's name, but not its globals."""
-    return getattr(function, "__globals__", {}).get("__name__") in FRAMEWORKS
+    """Whether it was written there: `functools.wraps` copies a module's name, but not its globals, and
+    a proxy shows those of what it stands for, but is no function."""
+    function = getattr(function, "__func__", function) if type(function) is MethodType else function
+    return type(function) is FunctionType and function.__globals__["__name__"] in FRAMEWORKS
 
 
 class Server(Protocol):
@@ -126,7 +129,7 @@ class Door:
             return self._admission(scope, receive, send)
         found = self.begin(scope)
         if isinstance(found, tuple):
-            return self._refuse(scope, send, found)
+            return self.refuse(found, scope, receive, send)
         return found(scope, receive, send)
 
     def begin(self, scope: Scope) -> Whole | ASGIApp:
@@ -188,16 +191,20 @@ class Door:
 
         return tell
 
-    def straight(self, scope: Scope) -> bool:
-        """Whether a server may come here at once, instead of to the application's own call, which would
-        only set what this sets."""
+    def straight(self, app: object, scope: Scope) -> bool:
+        """Whether a server of `app` may come here at once, instead of to the application's own call,
+        which would only set what this sets: not where `app` is something around the application, though
+        it show all that the application has."""
+        if app is not self._app:
+            return False
         now = self._admission.now()
         if now - self._looked > LISTENING:
             self._looked, self._plain = now, plain(self._app)
         scope["app"] = self._app
         return self._plain
 
-    async def _refuse(self, scope: Scope, send: Send, refusal: Whole) -> None:
+    async def refuse(self, refusal: Whole, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send a refusal of `begin`, and say so."""
         began = self._admission.now()
         try:
             await self._admission.tell(send, *refusal)
