@@ -178,10 +178,16 @@ WAYS: dict[str, Way] = {
 class Peculiar:
     """The application, its works and what it has noticed; to be made where its loop runs.
 
-    within  what to have around it, given the protected application
+    within   what to have around it, given the protected application
+    kind     its class; options are its own
     """
 
-    def __init__(self, within: Callable[[Any], Any] = lambda app: app, **options: Any) -> None:
+    def __init__(
+        self,
+        within: Callable[[Any], Any] = lambda app: app,
+        kind: type[FastAPI] = FastAPI,
+        **options: Any,
+    ) -> None:
         self.heard: list[str] = []
         self.sink = RecordingSink()
         fairness = {
@@ -192,10 +198,8 @@ class Peculiar:
         }
         policy = POLICY | {"fairness": fairness, "admission": {"max_in_flight": 100}}
         self.store = DenyCache(MemoryStore())
-        works = Headworks(
-            parse(policy, "test", {}), store=self.store, sinks=[self.sink], pod="pod-1"
-        )
-        app = FastAPI(**options)
+        works = Headworks(parse(policy, "test", {}), store=self.store, sinks=[self.sink], pod="pod-1")
+        app = kind(**options)
         for path in TAKEN_UP:
             app.api_route(path, methods=["GET", "HEAD", "POST"])(works.cost(5)(_never))
         app.get("/file")(_file)

@@ -4,19 +4,24 @@ that notes what is done with it; where writes begin and end is all that may diff
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from typing import Any, NamedTuple
 
 import pytest
+import wrapt
+from fastapi import FastAPI
+from opentelemetry.trace import INVALID_SPAN, TracerProvider
+from starlette.applications import Starlette
 from tests.peculiar import TAKEN_UP, Peculiar
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from headworks.deploy.protocol import Protocol
-from headworks.telemetry import Served
+from headworks.works.door import LISTENING
 
-PLAIN: tuple[type[HttpToolsProtocol], ...] = (HttpToolsProtocol, Protocol)
+BOTH: tuple[type[HttpToolsProtocol], ...] = (HttpToolsProtocol, Protocol)
 KEEP_ALIVE = 5
 ENOUGH = 100.0
 """Seconds after which nothing is awaited any more."""
@@ -82,7 +87,7 @@ class Wire(asyncio.Transport):
         self.protocol = protocol
 
 
-class Served_(NamedTuple):
+class Seen(NamedTuple):
     """All there is to see of one run."""
 
     log: list[tuple[float, bytes | str]]
@@ -112,12 +117,12 @@ class Pod:
 
     async def warm_up(self) -> None:
         """From here on it is known who is refused."""
-        wire = self.connect()
         for path in TAKEN_UP:
-            wire.protocol.data_received(get(self.config.root_path and path or path))
+            wire = self.connect()
+            wire.protocol.data_received(get(path))
             await asyncio.sleep(0.5)
-        wire.close()
-        await asyncio.sleep(1)
+            wire.close()
+            await asyncio.sleep(0.5)
         self.state.total_requests = 0
         self.app.sink.events.clear()
 
@@ -141,17 +146,17 @@ async def run(pod: Pod, steps: list[Step]) -> Wire:
 
 
 async def seen(
-    kind: type[HttpToolsProtocol], steps: list[Step], caplog: Any = None, **options: Any
-) -> Served_:
-    made = {name: options.pop(name) for name in ("within", "app") if name in options}
-    app = Peculiar(made.get("within", lambda app: app), **made.get("app", {}))
-    if caplog is not None:
-        caplog.clear()
+    kind: type[HttpToolsProtocol], steps: list[Step], caplog: pytest.LogCaptureFixture, **options: Any
+) -> Seen:
+    """`within` and `app` are the application's, the other options the server's."""
+    within, more = options.pop("within", lambda app: app), options.pop("app", {})
+    app = Peculiar(within, **more)
     pod = Pod(kind, app, **({"access_log": False} | options))
+    caplog.clear()
     wire = await run(pod, steps)
-    told = [] if caplog is None else [record.getMessage() for record in caplog.records]
     events = sorted(map(repr, app.sink.events))  # whoever is next may be judged before one is over
-    return Served_(wire.log, app.heard, events, told, pod.state.total_requests)
+    told = [record.getMessage() for record in caplog.records]
+    return Seen(wire.log, app.heard, events, told, pod.state.total_requests)
 
 
 SCRIPTS: dict[str, list[Step]] = {
@@ -243,23 +248,119 @@ SCRIPTS: dict[str, list[Step]] = {
     ],
     "an error in time": [(0, get("/says-something-else")), (1, get())],
 }
+MIXED: list[Step] = [
+    (0, get()),
+    (1, REFUSED),
+    (2, REFUSED + get("/works") + REFUSED + get("/api/plain")),
+    (6, get("/sub/plain") + get("/sub/refused") + get("/nowhere") + get("/health")),
+    (7, get("/fails")),
+]
+
+
+class Around:
+    """Another application around it, which adds a header; it shows all that the inner one has."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.app, name)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def sending(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (b"x-around", b"yes")]}
+            await send(message)
+
+        await self.app(scope, receive, sending)
+
+
+class Overriding(FastAPI):
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await Around(super().__call__)(scope, receive, send)
+
+
+def mounted(app: Any) -> FastAPI:
+    outer = FastAPI()
+    outer.mount("/sub", app)
+    return outer
+
+
+def rooted(app: Any) -> Any:
+    app.root_path = "/api"
+    return app
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "as pods run": {},
-    "access log": {"access_log": True},
+    "an access log": {"access_log": True},
     "too many connections": {"limit_concurrency": 1},
-    "root path of the server": {"root_path": "/api"},
-    "root path of the application": {"app": {"root_path": "/api"}},
+    "the server's root path": {"root_path": "/api"},
+    "the application's root path": {"within": rooted},
     "kept for no time": {"timeout_keep_alive": 0},
     "fresh contexts": {"reset_contextvars": True},
+    "addresses by the server": {"proxy_headers": True},
+    "another application around it": {"within": Around},
+    "a subclass with a call of its own": {"app": {"kind": Overriding}},
+    "mounted in another one": {"within": mounted},
 }
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-async def test_a_connection_hears_what_uvicorn_would_say(
-    script: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("option", OPTIONS)
+async def test_whatever_the_server_and_the_application_are_told(
+    option: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At the same moments, to the byte; and so do the application, the log and the metrics."""
     caplog.set_level(logging.INFO)
-    theirs, ours = [await seen(kind, SCRIPTS[script], caplog) for kind in PLAIN]
+    theirs, ours = [await seen(kind, MIXED, caplog, **OPTIONS[option]) for kind in BOTH]
     assert ours.log == theirs.log
     assert ours == theirs
+
+
+@pytest.mark.parametrize("kind", [Starlette, FastAPI])
+@pytest.mark.parametrize("put", ["plainly", "with the names of the function", "by a proxy"])
+async def test_a_call_put_in_place_of_the_applications_own_is_not_passed_by(
+    kind: type[Starlette], put: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As those do who trace requests; also once the application has started."""
+    inner, calls = kind.__call__, 0
+
+    def traced(self: Any, scope: Any, receive: Any, send: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return inner(self, scope, receive, send)
+
+    def by_proxy(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return wrapped(*args, **kwargs)
+
+    app = Peculiar()
+    pod = Pod(Protocol, app, access_log=False)
+    await pod.warm_up()
+    await asyncio.sleep(LISTENING)
+    call: Any = traced if put == "plainly" else functools.wraps(inner)(traced)
+    monkeypatch.setattr(
+        kind, "__call__", wrapt.FunctionWrapper(inner, by_proxy) if put == "by a proxy" else call
+    )
+    await run(pod, [(2, get()), (3, REFUSED), (4, REFUSED)])
+    assert calls == 5, "of these three, and of two that warmed up"
+
+
+async def test_requests_are_traced_where_somebody_traces(caplog: pytest.LogCaptureFixture) -> None:
+    class Tracers(TracerProvider):
+        asked = 0
+
+        def get_tracer(self, *args: Any, **options: Any) -> Any:
+            return self
+
+        def start_span(self, *args: Any, **options: Any) -> Any:
+            Tracers.asked += 1
+            return INVALID_SPAN
+
+    counts = []
+    for kind in BOTH:
+        Tracers.asked = 0
+        await seen(kind, MIXED, caplog, app={"telemetry": {"tracer_provider": Tracers()}})
+        counts.append(Tracers.asked)
+    requests = len(TAKEN_UP) + sum(step.count(b" HTTP/1.1") for _, step in MIXED)
+    assert counts == [requests] * 2
