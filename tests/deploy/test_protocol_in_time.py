@@ -364,3 +364,14 @@ async def test_requests_are_traced_where_somebody_traces(caplog: pytest.LogCaptu
         counts.append(Tracers.asked)
     requests = len(TAKEN_UP) + sum(step.count(b" HTTP/1.1") for _, step in MIXED)
     assert counts == [requests] * 2
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+async def test_a_connection_hears_what_uvicorn_would_say(
+    script: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the same moments, to the byte; and so do the application, the log and the metrics."""
+    caplog.set_level(logging.INFO)
+    theirs, ours = [await seen(kind, SCRIPTS[script], caplog) for kind in BOTH]
+    assert ours.log == theirs.log
+    assert ours == theirs
