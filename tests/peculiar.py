@@ -178,14 +178,16 @@ WAYS: dict[str, Way] = {
 class Peculiar:
     """The application, its works and what it has noticed; to be made where its loop runs.
 
-    within   what to have around it, given the protected application
-    kind     its class; options are its own
+    within     what to have around it, given the protected application
+    kind       its class; options are its own
+    remembers  whether its store knows without being asked whom it has refused
     """
 
     def __init__(
         self,
         within: Callable[[Any], Any] = lambda app: app,
         kind: type[FastAPI] = FastAPI,
+        remembers: bool = True,
         **options: Any,
     ) -> None:
         self.heard: list[str] = []
@@ -197,7 +199,7 @@ class Peculiar:
             "endpoints": dict.fromkeys(TAKEN_UP, "3/min"),
         }
         policy = POLICY | {"fairness": fairness, "admission": {"max_in_flight": 100}}
-        self.store = DenyCache(MemoryStore())
+        self.store = DenyCache(MemoryStore()) if remembers else MemoryStore()
         works = Headworks(parse(policy, "test", {}), store=self.store, sinks=[self.sink], pod="pod-1")
         app = kind(**options)
         for path in TAKEN_UP:

@@ -375,3 +375,13 @@ async def test_a_connection_hears_what_uvicorn_would_say(
     theirs, ours = [await seen(kind, SCRIPTS[script], caplog) for kind in BOTH]
     assert ours.log == theirs.log
     assert ours == theirs
+
+
+async def test_three_thousand_refusals_that_wait_behind_work_do_not_pile_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each of which the store decides at once, when the answer before it has been sent."""
+    steps: list[Step] = [(0, get("/works") + REFUSED * 3000 + get())]
+    theirs, ours = [await seen(kind, steps, caplog, app={"remembers": False}) for kind in BOTH]
+    assert ours == theirs
+    assert ours.requests == 3002
