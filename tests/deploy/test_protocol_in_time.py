@@ -377,11 +377,12 @@ async def test_a_connection_hears_what_uvicorn_would_say(
     assert ours == theirs
 
 
+@pytest.mark.parametrize("remembers", [True, False])
 async def test_three_thousand_refusals_that_wait_behind_work_do_not_pile_up(
-    caplog: pytest.LogCaptureFixture,
+    remembers: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each of which the store decides at once, when the answer before it has been sent."""
+    """Each is decided when the answer before it has been sent: by what is known, or by the store."""
     steps: list[Step] = [(0, get("/works") + REFUSED * 3000 + get())]
-    theirs, ours = [await seen(kind, steps, caplog, app={"remembers": False}) for kind in BOTH]
+    theirs, ours = [await seen(kind, steps, caplog, app={"remembers": remembers}) for kind in BOTH]
     assert ours == theirs
     assert ours.requests == 3002

@@ -36,20 +36,12 @@ class BoundedHeads(HttpToolsProtocol):
         super().__init__(*args, **options)
         self._half: object = None
         self._unended = 0
-        self._whole = False
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if not self._whole:
+        cycle = self.cycle
+        if cycle is None or cycle.more_body or cycle.scope is not self.scope:
             self._half_received(len(data))
-
-    def on_message_begin(self) -> None:
-        self._whole = False
-        super().on_message_begin()
-
-    def on_message_complete(self) -> None:
-        self._whole = True
-        super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
         """What is read of a body is kept by nobody but its application: counting begins afresh."""

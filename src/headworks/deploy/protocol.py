@@ -81,8 +81,6 @@ class Protocol(BoundedHeads):
             self._look_again(until)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        if self.transport.is_closing():  # since an answer to what came before in the same read
-            return
         door: Any = getattr(app, "middleware_stack", None)
         # A log of every answer is uvicorn's to write.
         if not hasattr(door, "straight") or cycle.access_log or not door.straight(app, cycle.scope):
