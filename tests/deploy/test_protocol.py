@@ -30,6 +30,14 @@ LAST = b"GET /plain HTTP/1.1\r\nconnection: close\r\n\r\n"
 PATHS = [*WAYS, *TAKEN_UP, "/file", "/health", "/nowhere", "/plain/"]
 
 
+class Unlogged(Protocol):
+    """Without an access log, as pods run it, whatever pytest has put into the loggers."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.access_log = False
+
+
 class Servers:
     """uvicorn's own and ours, each with an application of its own, in a thread."""
 
@@ -55,7 +63,7 @@ class Servers:
         self._its_loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         options = {"lifespan": "off", "proxy_headers": False, "access_log": False, "date_header": False}
         theirs = serving(Peculiar().app, http="httptools", **options)
-        ours = serving(Peculiar().app, http=Protocol, **options)
+        ours = serving(Peculiar().app, http=Unlogged, **options)
         async with theirs as (one, _), ours as (other, _):
             self.ports = [one, other]
             self._ready.set()
@@ -209,7 +217,7 @@ async def watched() -> AsyncIterator[tuple[Peculiar, Callable[[bytes], Awaitable
     """An application served as by a pod in this loop, and a client of it who is known to be refused."""
     app = Peculiar()
     options = {"lifespan": "off", "proxy_headers": False, "access_log": False}
-    async with serving(app.app, http=Protocol, **options) as (port, _):
+    async with serving(app.app, http=Unlogged, **options) as (port, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
         async def ask(sent: bytes) -> bytes:
@@ -267,7 +275,7 @@ async def test_an_idle_connection_holds_nothing_of_its_last_request(path: str) -
     """Neither its scope nor its context."""
     marks: list[weakref.ref[Marked]] = []
 
-    class Marking(Protocol):
+    class Marking(Unlogged):
         def on_headers_complete(self) -> None:
             self.scope["state"]["mark"] = mark = Marked()
             marks.append(weakref.ref(mark))
