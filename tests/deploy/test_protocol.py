@@ -302,3 +302,10 @@ async def test_an_idle_connection_holds_nothing_of_its_last_request(path: str) -
             assert len(server.server_state.connections) == 1, "it is still there"
         finally:
             writer.close()
+
+
+def test_refused_heads_do_not_add_up_to_one_without_end(ports: list[int]) -> None:
+    """However many bytes of them a connection has brought: more than one head may have."""
+    refused = request("GET", "/refused", "x: " + "y" * 5000)
+    theirs, ours = [one_after_the_other(port, *[refused] * 20) for port in ports]
+    assert ours == theirs
