@@ -12,7 +12,7 @@ import pytest
 from tests.policies import shipped
 from tests.serving import serving
 
-from headworks.deploy.one_write import JOINED, OneWrite
+from headworks.deploy.one_write import JOINED, Heads, OneWrite
 from headworks.deploy.protocol import Protocol
 from headworks.deploy.server import server_settings
 
@@ -42,7 +42,7 @@ class Wire:
 
 
 def over(wire: Wire) -> OneWrite:
-    return OneWrite(wire, asyncio.get_running_loop())  # type: ignore[arg-type]  # behaves as one
+    return OneWrite(wire, asyncio.get_running_loop(), Heads())  # type: ignore[arg-type]  # behaves as one
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])

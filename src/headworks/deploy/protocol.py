@@ -18,7 +18,7 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from headworks.deploy.heads import BoundedHeads
-from headworks.deploy.one_write import OneWrite
+from headworks.deploy.one_write import Heads, OneWrite
 from headworks.deploy.whole import Sending, refuse
 
 log = logging.getLogger("headworks")
@@ -37,10 +37,11 @@ class Protocol(BoundedHeads):
     """
 
     transport: OneWrite  # type: ignore[assignment]  # behaves as one of asyncio's
+    heads = Heads()
     _idle_since = math.inf
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]  # behaves as one
+        super().connection_made(OneWrite(transport, self.loop, self.heads))  # type: ignore[arg-type]  # behaves as one
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from headworks.deploy.heads import MOST
+from headworks.deploy.one_write import Heads
 from headworks.deploy.protocol import Protocol
 from headworks.policy.settings import LAST_WORDS, Policy
 
@@ -61,6 +62,7 @@ def server_settings(policy: Policy, *, host: str = "0.0.0.0", port: int | None =
     """The settings of one pod; `port` defaults to `deploy.port`."""
 
     class Bounded(Protocol):
+        heads = Heads()
         most = max(MOST, 2 * policy.gateway.max_header)  # the gateway adds headers of its own
 
     return ServerSettings(
