@@ -104,7 +104,7 @@ async def test_a_server_may_come_straight_where_the_application_s_call_adds_noth
     """Then the scope is as that call would have made it."""
     for app in (FastAPI(), Starlette(routes=[Route("/hello", PlainTextResponse("hello"))])):
         door, scope = door_of(Service(app=app).app), dict[str, Any]()
-        assert door.straight(scope)
+        assert door.straight(app, scope)
         assert scope == {"app": app}
 
 
@@ -118,13 +118,14 @@ async def test_no_server_does_where_it_may_add_something() -> None:
     with pytest.warns(FastAPIDeprecationWarning):
         below = FastAPI(root_path="/api")
     for app in (Own(), below):
-        assert not door_of(Service(app=app).app).straight({})
+        assert not door_of(Service(app=app).app).straight(app, {})
 
 
 async def test_none_does_once_the_framework_has_been_patched(monkeypatch: pytest.MonkeyPatch) -> None:
     """As tools that trace do, in a class above, under the old name, and at any time."""
-    door, call = door_of(Service().app), Starlette.__call__
-    assert door.straight({})
+    app, call = Service().app, Starlette.__call__
+    door = door_of(app)
+    assert door.straight(app, {})
 
     @functools.wraps(call)
     async def traced(self: Any, scope: Any, receive: Any, send: Any) -> None:
@@ -132,7 +133,7 @@ async def test_none_does_once_the_framework_has_been_patched(monkeypatch: pytest
 
     monkeypatch.setattr(Starlette, "__call__", traced)
     await asyncio.sleep(LISTENING + 0.1)
-    assert not door.straight({})
+    assert not door.straight(app, {})
 
 
 async def test_none_does_while_fastapi_traces_requests(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +142,7 @@ async def test_none_does_while_fastapi_traces_requests(monkeypatch: pytest.Monke
     for enabled in (True, False, True):
         monkeypatch.setattr(type(tracing), "enabled", lambda self, enabled=enabled: enabled)
         await asyncio.sleep(LISTENING + 0.1)
-        assert door.straight({}) is not enabled
+        assert door.straight(service.app, {}) is not enabled
 
 
 async def test_whoever_walks_down_the_stack_passes_the_door() -> None:
