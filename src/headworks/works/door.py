@@ -166,19 +166,22 @@ class Door:
         """The verdict on a request that was put. A place returns before the refusal is sent: what comes
         next on its connection may begin with that."""
         entry, scope = waiting.entry, waiting.scope
-        found: Whole | ASGIApp
+        server, cycle = waiting.server, waiting.cycle
         try:
             refusal = self._ahead.answer(scope, verdict)
         except Exception as error:
             self._admission.turn_back(entry, scope, 500)
-            found = _raising(error)
-        else:
-            if refusal is None or self._admission.leaving:  # whose answers end their connections
-                found = partial(self._admission.go_on, entry, first=_known(refusal))
-            else:
-                self._admission.turn_back(entry, scope, refusal[0])
-                found = refusal
-        waiting.server.go_on(waiting.cycle, self, found)
+            server.go_on(cycle, self, _raising(error))
+            return
+        if refusal is not None and not self._admission.leaving:  # whose answers end their connections
+            self._admission.turn_back(entry, scope, refusal[0])
+            server.go_on(cycle, self, refusal)
+            return
+        try:
+            server.go_on(cycle, self, partial(self._admission.go_on, entry, first=_known(refusal)))
+        except BaseException:
+            self._admission.turn_back(entry, scope, 0)
+            raise
 
     def refused(self, scope: Scope, status: int, seconds: float) -> None:
         """A refusal of `begin` has been sent, or given up."""
