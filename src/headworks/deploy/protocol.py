@@ -110,7 +110,8 @@ class Protocol(BoundedHeads):
         """The door's word on a request that has waited for it."""
         if not isinstance(found, tuple):
             super()._start_asgi_task(cycle, Sending(cycle, found))
-        elif not self.pipeline and refuse(cycle, *found):
+        # Where it is closing, its client has left meanwhile, and there is nothing to be sent.
+        elif self.transport.is_closing() or (not self.pipeline and refuse(cycle, *found)):
             cycle.on_response = _nothing
         else:
             super()._start_asgi_task(cycle, door.telling(found))

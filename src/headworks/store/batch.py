@@ -263,6 +263,7 @@ class Batches:
 
     def close(self) -> None:
         """Give up what is on its way or queued: everyone waiting gets `StoreDown`."""
+        self._move()
         for call in (*self._queue, *self._sent):
             call.fail(StoreDown("closed"))
         self._queue.clear()

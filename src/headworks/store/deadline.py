@@ -125,10 +125,6 @@ class Deadlines:
     def one(self) -> Deadline:
         return Deadline(self)
 
-    def of(self, future: asyncio.Future[Any]) -> Expiry:
-        """The same for a future that no task waits for."""
-        return Expiry(self, future)
-
     def running(self) -> asyncio.AbstractEventLoop:
         """The loop that runs."""
         loop = self.loop

@@ -115,8 +115,9 @@ class DenyCache:
         return verdict
 
     def put(self, question: Question, to: Hears, first: Learns | None = None) -> bool:
-        """Whatever is known is for `known_nowait` to tell."""
-        return self._inner.put(question, to, self._hears)
+        """Whatever is known is for `known_nowait` to tell. Only one can learn: where somebody else is
+        to, this is for tasks."""
+        return first is None and self._inner.put(question, to, self._hears)
 
     def _hear(self, asks: Sequence[Ask], asked_at: float, verdict: Verdict) -> None:
         if not verdict[0] and not verdict.degraded and _final(asks):

@@ -91,9 +91,11 @@ class _Put(Expiry):
 
     def __call__(self, answer: object) -> None:
         verdict = self._ladder.back(self, self.over())
-        if self._first is not None:
-            self._first(self.question[0], self.began, verdict)
-        self._to(verdict)
+        try:
+            if self._first is not None:
+                self._first(self.question[0], self.began, verdict)
+        finally:
+            self._to(verdict)
 
 
 class LadderStore:
@@ -180,7 +182,10 @@ class LadderStore:
 
     def put(self, question: Question, to: Hears, first: Learns | None = None) -> bool:
         """As of `Store`; while the store is down, whoever asks decides alone, as a task."""
-        if not self._asking or (begun := self._inner.begin(question)) is None:
+        _, horizon, gate, _, demand = question
+        if not self._asking or horizon > 0 or gate is not None or demand > 0:
+            return False
+        if (begun := self._inner.begin(question)) is None:
             return False
         self._questions += 1
         begun.answer.add_done_callback(_Put(self, self._deciding, begun, question, to, first))

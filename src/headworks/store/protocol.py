@@ -215,7 +215,8 @@ class Shared(Store, Protocol):
     """A store that can tell how many there are who ask it."""
 
     def begin(self, question: Question) -> Begun | None:
-        """Ask, and wait for nothing; None where it takes more than one call. `StoreDown` once closed."""
+        """Ask, and wait for nothing; None where it takes more than one call. Raises nothing: what fails
+        is the answer's to tell."""
         ...
 
     async def census(self, group: str, *, process: str, ttl: float) -> Census:

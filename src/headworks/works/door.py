@@ -163,21 +163,25 @@ class Door:
         return True
 
     def heard(self, waiting: _Waiting, verdict: Verdict) -> None:
-        """The verdict on a request that was put."""
+        """The verdict on a request that was put. A place returns before the refusal is sent: what comes
+        next on its connection may begin with that."""
         entry, scope = waiting.entry, waiting.scope
-        status, passes = 0, False
+        server, cycle = waiting.server, waiting.cycle
         try:
             refusal = self._ahead.answer(scope, verdict)
-            if refusal is None or self._admission.leaving:  # whose answers end their connections
-                onwards = partial(self._admission.go_on, entry, first=_known(refusal))
-                waiting.server.go_on(waiting.cycle, self, onwards)
-                passes = True
-            else:
-                status = refusal[0]
-                waiting.server.go_on(waiting.cycle, self, refusal)
-        finally:
-            if not passes:
-                self._admission.turn_back(entry, scope, status)
+        except Exception as error:
+            self._admission.turn_back(entry, scope, 500)
+            server.go_on(cycle, self, _raising(error))
+            return
+        if refusal is not None and not self._admission.leaving:  # whose answers end their connections
+            self._admission.turn_back(entry, scope, refusal[0])
+            server.go_on(cycle, self, refusal)
+            return
+        try:
+            server.go_on(cycle, self, partial(self._admission.go_on, entry, first=_known(refusal)))
+        except BaseException:
+            self._admission.turn_back(entry, scope, 0)
+            raise
 
     def refused(self, scope: Scope, status: int, seconds: float) -> None:
         """A refusal of `begin` has been sent, or given up."""
@@ -230,3 +234,12 @@ class Door:
         except Exception:
             return None
         return self._ahead.answer(scope, verdict)
+
+
+def _raising(error: Exception) -> ASGIApp:
+    """For the server to answer as it does when its application raises."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise error
+
+    return app
