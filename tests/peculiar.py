@@ -71,6 +71,13 @@ async def _fails_after_start(app: Peculiar, receive: Any, send: Send) -> None:
     raise RuntimeError("after the start")
 
 
+async def _reads_late(app: Peculiar, receive: Any, send: Send) -> None:
+    """The body, once the head is out: nothing is left to be told to continue."""
+    await send(start(FIVE))
+    message = await receive()
+    await send(part(message["body"]))
+
+
 async def _fails_late(app: Peculiar, receive: Any, send: Send) -> None:
     await send(start(FIVE))
     await asyncio.sleep(0.01)
@@ -166,6 +173,7 @@ WAYS: dict[str, Way] = {
     "/fails": _fails,
     "/fails-after-start": _fails_after_start,
     "/fails-late": _fails_late,
+    "/reads-late": _reads_late,
     "/says-something-else": _says_something_else,
     "/changes-its-headers": _changes_its_headers,
     "/background": _background,

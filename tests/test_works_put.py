@@ -291,7 +291,6 @@ def test_a_body_that_comes_meanwhile_is_whole_and_not_read_ahead_without_bound(r
             await pod.waiting()
             (connection,) = pod.server.server_state.connections
             await until(lambda: connection.flow.read_paused)
-            await asyncio.sleep(0.05)
             assert 0 < len(connection.cycle.body) < LARGE / 4
             pod.store.tell()
             assert await client.answer() == (200, "read")

@@ -202,6 +202,11 @@ SCRIPTS: dict[str, list[Step]] = {
         (1, b"hello"),
         (2, get()),
     ],
+    "Expect, read after the head": [
+        (0, get("/reads-late", "content-length: 5", "expect: 100-continue", method="POST")),
+        (1, b"hello"),
+        (2, get()),
+    ],
     "Expect, not read": [
         (0, get("/plain", "content-length: 5", "expect: 100-continue", method="POST")),
         (1, b"hello"),

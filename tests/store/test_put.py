@@ -338,11 +338,19 @@ async def test_one_who_is_late_before_the_call_is_sent_is_not_sent() -> None:
     await store.aclose()
 
 
-async def test_one_that_cannot_be_written_spoils_it_for_nobody() -> None:
+def quick(reply: list[Any] | None = None) -> LadderStore:
+    """Over a server that answers each call soon; with `reply`, where it is not to be what was asked."""
     link = HeldLink()
     link.seconds = 0.01
+    if reply is not None:
+        link.reply = reply
     store = LadderStore(ValkeyStore(link), rng=random.Random(1))
     store._asking = True
+    return store
+
+
+async def test_one_that_cannot_be_written_spoils_it_for_nobody() -> None:
+    store = quick()
     heard: dict[str, list[bool]] = {"a": [], "\ud800": [], "b": []}
     for key, told in heard.items():
         assert store.put(one(key), lambda verdict, told=told: told.append(verdict.degraded))
@@ -352,10 +360,7 @@ async def test_one_that_cannot_be_written_spoils_it_for_nobody() -> None:
 
 
 async def test_a_reply_that_cannot_be_read_is_heard_of_by_all() -> None:
-    link = HeldLink()
-    link.seconds, link.reply = 0.01, [b"\0" * 8]
-    store = LadderStore(ValkeyStore(link), rng=random.Random(1))
-    store._asking = True
+    store = quick([b"\0" * 8])
     heard: list[Verdict] = []
     for key in ("a", "b", "c"):
         assert store.put(one(key), heard.append)
@@ -367,10 +372,7 @@ async def test_a_reply_that_cannot_be_read_is_heard_of_by_all() -> None:
 
 async def test_what_one_raises_is_nobody_elses_loss() -> None:
     """Of several in one call; and one whose `first` raises hears all the same."""
-    link = HeldLink()
-    link.seconds = 0.01
-    store = LadderStore(ValkeyStore(link), rng=random.Random(1))
-    store._asking = True
+    store = quick()
     heard: list[Verdict] = []
 
     def raises(*_: object) -> None:

@@ -111,7 +111,7 @@ class Protocol(BoundedHeads):
         if not isinstance(found, tuple):
             super()._start_asgi_task(cycle, Sending(cycle, found))
         # Where it is closing, its client has left meanwhile, and there is nothing to be sent.
-        elif self.transport.is_closing() or (not self.pipeline and refuse(cycle, *found)):
+        elif self.transport.is_closing() or refuse(cycle, *found):
             cycle.on_response = _nothing
         else:
             super()._start_asgi_task(cycle, door.telling(found))
