@@ -97,7 +97,7 @@ def no_deadline(patch: Patch) -> None:
     patch.setattr(
         AdmissionGate,
         "_standing",
-        lambda self, scope, deadline: standing(self, scope, math.inf),
+        lambda self, scope, arrived, budget: standing(self, scope, arrived, math.inf),
     )
 
     @contextlib.asynccontextmanager

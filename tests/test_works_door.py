@@ -28,6 +28,10 @@ from headworks.store.protocol import Question
 from headworks.works.door import LISTENING, Door
 
 
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
 def door_of(app: Any) -> Door:
     app.middleware_stack = app.build_middleware_stack()
     assert isinstance(app.middleware_stack, Door)
@@ -104,7 +108,7 @@ async def test_a_server_may_come_straight_where_the_application_s_call_adds_noth
     """Then the scope is as that call would have made it."""
     for app in (FastAPI(), Starlette(routes=[Route("/hello", PlainTextResponse("hello"))])):
         door, scope = door_of(Service(app=app).app), dict[str, Any]()
-        assert door.straight(app, scope)
+        assert door.straight(app, scope, now())
         assert scope == {"app": app}
 
 
@@ -118,14 +122,14 @@ async def test_no_server_does_where_it_may_add_something() -> None:
     with pytest.warns(FastAPIDeprecationWarning):
         below = FastAPI(root_path="/api")
     for app in (Own(), below):
-        assert not door_of(Service(app=app).app).straight(app, {})
+        assert not door_of(Service(app=app).app).straight(app, {}, now())
 
 
 async def test_none_does_once_the_framework_has_been_patched(monkeypatch: pytest.MonkeyPatch) -> None:
     """As tools that trace do, in a class above, under the old name, and at any time."""
     app, call = Service().app, Starlette.__call__
     door = door_of(app)
-    assert door.straight(app, {})
+    assert door.straight(app, {}, now())
 
     @functools.wraps(call)
     async def traced(self: Any, scope: Any, receive: Any, send: Any) -> None:
@@ -133,7 +137,7 @@ async def test_none_does_once_the_framework_has_been_patched(monkeypatch: pytest
 
     monkeypatch.setattr(Starlette, "__call__", traced)
     await asyncio.sleep(LISTENING + 0.1)
-    assert not door.straight(app, {})
+    assert not door.straight(app, {}, now())
 
 
 async def test_none_does_while_fastapi_traces_requests(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +146,7 @@ async def test_none_does_while_fastapi_traces_requests(monkeypatch: pytest.Monke
     for enabled in (True, False, True):
         monkeypatch.setattr(type(tracing), "enabled", lambda self, enabled=enabled: enabled)
         await asyncio.sleep(LISTENING + 0.1)
-        assert door.straight(service.app, {}) is not enabled
+        assert door.straight(service.app, {}, now()) is not enabled
 
 
 async def test_whoever_walks_down_the_stack_passes_the_door() -> None:

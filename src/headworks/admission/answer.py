@@ -11,6 +11,7 @@ import asyncio
 import json
 import math
 from collections.abc import Awaitable, Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from starlette.types import Message, Scope, Send
@@ -36,21 +37,18 @@ class ClientStalled(OSError):
     """The client has not read for `write_stall` seconds; its answer is given up."""
 
 
-class Entry:
-    """A request at the gate: who it is, when it came, and what it got.
+@dataclass(slots=True, eq=False)
+class Entry(Current):
+    """A request at the gate: its standing, when it came, and what it got.
 
     arrived  when it came, on the loop's clock
-    current  its standing
     latest   when its caller stops waiting, on the same clock; inf where it did not say
     place    a place in the pod, a turn in the line for one, or why there is neither
     """
 
-    __slots__ = ("arrived", "current", "latest", "place")
-
-    place: Slot | Turn | Refused
-
-    def __init__(self, arrived: float, current: Current) -> None:
-        self.arrived, self.current, self.latest = arrived, current, math.inf
+    arrived: float = 0.0
+    latest: float = math.inf
+    place: Slot | Turn | Refused = field(init=False, repr=False)
 
 
 class Answer:
@@ -91,7 +89,7 @@ class Answer:
         entry: Entry,
         answers: Answers,
     ) -> None:
-        self._send, self.scope, self.caller, self.current = send, scope, caller, entry.current
+        self._send, self.scope, self.caller, self.current = send, scope, caller, entry
         self._answers, self.arrived, self.latest = answers, entry.arrived, entry.latest
         self.slot: Slot | None = None
         self.status = 0

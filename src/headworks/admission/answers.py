@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from headworks.errors import PodLeaving
@@ -25,6 +26,7 @@ class Answers:
     write_stall  seconds one part of an answer may take to be accepted by its client, > 0
     leaving      whether answers ask clients for another connection
     open         those not complete, which go when they are, or over
+    clock        the time of the loop that `now` was asked in last, for who has asked it before
     """
 
     def __init__(self, write_stall: float) -> None:
@@ -34,6 +36,7 @@ class Answers:
         self._timer: asyncio.TimerHandle | None = None
         self._next = math.inf
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.clock: Callable[[], float] = self.now
         self.leaving = self._over = False
 
     def now(self) -> float:
@@ -93,6 +96,7 @@ class Answers:
         self._queued.clear()
         self._timer, self._next = None, math.inf
         self.loop = asyncio.get_running_loop()
+        self.clock = self.loop.time
         return self.loop
 
     def _set_timer(self, until: float) -> None:

@@ -84,7 +84,7 @@ class AdmissionGate:
         shadow: bool = False,
     ) -> None:
         self.app = app
-        self._slots, self._answers, self._identifier = slots, answers, identifier
+        self._slots, self.answers, self._identifier = slots, answers, identifier
         self._sla = sla
         self._deadline_header = deadline_header.lower().encode()
         self._telemetry, self._reaper, self._route_of = telemetry, reaper, route_of
@@ -98,20 +98,26 @@ class AdmissionGate:
         else:
             await self.app(scope, receive, send)
 
-    def now(self) -> float:
-        """The running loop's time."""
-        return self._answers.now()
-
-    @property
-    def leaving(self) -> bool:
-        """Whether answers end their connections."""
-        return self._answers.leaving
-
     def enter(self, scope: Scope) -> Entry:
         """Ask for a place for an HTTP request. What comes of it has to `go_on`, or to `turn_back`."""
-        arrived = self._answers.now()
-        entry = Entry(arrived, self._standing(scope, arrived + self._sla))
-        entry.place = self._claim(scope, entry)
+        arrived = self.answers.now()
+        entry = self._standing(scope, arrived, self._sla)
+        try:
+            if self._deadline_header:
+                asked = asked_for(scope, self._deadline_header)
+                if asked is not None:
+                    self._shorten(asked, entry)
+            place: Slot | Turn = self._slots.claim(entry, arrived)
+        except Refused as refused:
+            if not self.shadow or refused.layer != "admission":
+                self._refused(entry, refused)
+                entry.place = refused
+                return entry
+            self._telemetry.emit(Shadowed("admission", False, refused.reason))
+            place = self._slots.claim_anyway(arrived)
+        entry.place = place
+        if isinstance(place, Slot):
+            self._telemetry.emit(_ADMITTED[entry.criticality])
         return entry
 
     def turn_back(self, entry: Entry, scope: Scope, status: int) -> None:
@@ -127,7 +133,7 @@ class AdmissionGate:
         """Send a whole answer for which there is no place, and no `Answer`; a client that does not read
         it is cut off all the same."""
         try:
-            await all_within(self._answers.write_stall, send_whole(send, status, headers, body))
+            await all_within(self.answers.write_stall, send_whole(send, status, headers, body))
         except TimeoutError:
             self._cut_off()
             await leave_transport(send, "abort")
@@ -144,8 +150,8 @@ class AdmissionGate:
 
         first  asked once there is a place, ahead of the application, which an answer of its replaces
         """
-        place, answers = entry.place, self._answers
-        caller = entry.current.caller = Presence(scope, receive)
+        place, answers = entry.place, self.answers
+        caller = entry.caller = Presence(scope, receive)
         answer = Answer(send, scope, caller, entry, answers)
         try:
             if isinstance(place, Slot):
@@ -161,45 +167,26 @@ class AdmissionGate:
             self._served(entry, scope, answer.status)
 
     def _served(self, entry: Entry, scope: Scope, status: int) -> None:
-        seconds = self._answers.now() - entry.arrived
+        seconds = self.answers.clock() - entry.arrived
         # The latter two where it was refused before it got there.
-        route = entry.current.route or scope.get(ROUTE) or self._route_of(scope)
+        route = entry.route or scope.get(ROUTE) or self._route_of(scope)
         self._telemetry.emit(_new(Served, (route, scope["method"], status, seconds)))
 
     def _cut_off(self) -> None:
         self._slots.stalled += 1
-        log.info("a client was cut off: it read nothing for %g s", self._answers.write_stall)
-
-    def _claim(self, scope: Scope, entry: Entry) -> Slot | Turn | Refused:
-        """A place, a turn in the line for one, or why there is neither."""
-        current = entry.current
-        try:
-            if self._deadline_header:
-                asked = asked_for(scope, self._deadline_header)
-                if asked is not None:
-                    self._shorten(asked, entry)
-            place = self._slots.claim(current, entry.arrived)
-        except Refused as refused:
-            if not self.shadow or refused.layer != "admission":
-                self._refused(current, refused)
-                return refused
-            self._telemetry.emit(Shadowed("admission", False, refused.reason))
-            place = self._slots.claim_anyway(entry.arrived)
-        if isinstance(place, Slot):
-            self._telemetry.emit(_ADMITTED[current.criticality])
-        return place
+        log.info("a client was cut off: it read nothing for %g s", self.answers.write_stall)
 
     def _shorten(self, asked: float, entry: Entry) -> None:
         """The caller's own deadline, where it is the stricter one; `DeadlineExceeded` if it is over."""
         if asked <= 0:
             raise DeadlineExceeded("the caller's own deadline had passed when its request came")
         entry.latest = entry.arrived + asked
-        entry.current.deadline = min(entry.current.deadline, entry.latest)
+        entry.deadline = min(entry.deadline, entry.latest)
 
     async def _wait(self, turn: Turn, receive: Receive, answer: Answer, first: First | None) -> None:
         """Stand in line, and go on with what comes of it."""
         early = EarlyMessages(receive, turn.left)
-        self._answers.queue(turn)
+        self.answers.queue(turn)
         try:
             try:
                 slot = await turn.take()
@@ -217,7 +204,7 @@ class AdmissionGate:
                 self._telemetry.emit(_ADMITTED[answer.current.criticality])
                 await self._serve(slot, answer, first)
         finally:
-            self._answers.unqueue(turn)
+            self.answers.unqueue(turn)
             early.close()
 
     async def _serve(self, slot: Slot, answer: Answer, first: First | None) -> None:
@@ -268,7 +255,7 @@ class AdmissionGate:
         await (answer.conclude(refused) if answer.begun else answer.refuse(refused))
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        current = self._standing(scope, math.inf)
+        current = self._standing(scope, self.answers.now(), math.inf)
         try:
             slot = self._slots.claim_websocket(current)
         except Refused as refused:
@@ -286,21 +273,22 @@ class AdmissionGate:
             leave(token)
             self._end(slot, current)
 
-    def _standing(self, scope: Scope, deadline: float) -> Current:
-        """What is known of a request without waiting."""
+    def _standing(self, scope: Scope, arrived: float, budget: float) -> Entry:
+        """What is known of a request without waiting; it has `budget` seconds."""
         identity = self._identifier.identify(scope)
-        current = Current(deadline, identity.tenant, identity.criticality, identity.weight)
+        entry = Entry(arrived + budget, identity.tenant, identity.criticality, identity.weight)
+        entry.arrived = arrived
         if self._stated is not None:
-            current.stated = self._stated.of(scope, self._identifier.callers.trust)
-            current.rank(identity.criticality, known=identity.known)
-        return current
+            entry.stated = self._stated.of(scope, self._identifier.callers.trust)
+            entry.rank(identity.criticality, known=identity.known)
+        return entry
 
     def _refused(self, current: Current, refused: Refused) -> None:
         name = _CLASS[current.criticality]
         self._telemetry.emit(Decided(refused.layer, False, refused.reason, criticality=name))
 
     def _queued(self, answer: Answer, ending: str) -> None:
-        seconds = self._answers.now() - answer.arrived
+        seconds = self.answers.now() - answer.arrived
         self._telemetry.emit(Queued(seconds, ending))
 
     def _end(self, slot: Slot, current: Current) -> None:

@@ -68,10 +68,16 @@ class Slot:
 
     __slots__ = ("_began", "_ended", "_released", "_slots", "_websocket")
 
-    def __init__(self, slots: Slots, websocket: bool, began: float = 0.0) -> None:
-        self._slots, self._websocket, self._began = slots, websocket, began
+    def __init__(self, slots: Slots, began: float, *, websocket: bool = False) -> None:
+        self._slots, self._began, self._websocket = slots, began, websocket
         self._released = self._ended = False
         slots._admitted += 1
+        if websocket:
+            slots._websockets += 1
+            return
+        slots._in_flight += 1
+        if slots._in_flight >= slots._limit and slots._full_since is None:
+            slots._full_since = began
 
     def release(self) -> None:
         """Give the place back; every call but the first does nothing."""
@@ -165,14 +171,11 @@ class Slots:
         if in_flight >= self._fill[current.criticality]:
             self._shed += 1
             raise LoadShed(retry_after=self._wait())
-        return self.claim_anyway(now)
+        return Slot(self, now)
 
     def claim_anyway(self, now: float) -> Slot:
         """A place for a request, full or not."""
-        self._in_flight += 1
-        if self._in_flight >= self._limit and self._full_since is None:
-            self._full_since = now
-        return Slot(self, False, now)
+        return Slot(self, now)
 
     def claim_websocket(self, current: Current) -> Slot:
         """A place for a websocket, or `PodSaturated` or `LoadShed` at once."""
@@ -186,8 +189,7 @@ class Slots:
 
     def claim_websocket_anyway(self) -> Slot:
         """A place for a websocket, full or not."""
-        self._websockets += 1
-        return Slot(self, websocket=True)
+        return Slot(self, self._now(), websocket=True)
 
     async def wait_idle(self) -> None:
         """Wait until the application has returned from everything; bound it from outside."""
@@ -234,14 +236,14 @@ class Slots:
         if self._held < REMEMBER:
             self._held += 1
         self._holding += (now - began - self._holding) / self._held
-        if self._line is not None and self._in_flight <= self._limit:
+        self._in_flight -= 1
+        if self._line is not None and self._in_flight < self._limit:
             turn = self._line.next()
             if turn is not None:
-                turn.give(Slot(self, False, now))
+                turn.give(Slot(self, now))
                 return
             if not self._line.patience:  # the last of a line that nobody joins any more
                 self._line = None
-        self._in_flight -= 1
         if self._full_since is not None and self._in_flight < EASED * self._limit:
             self._full_since = None
 

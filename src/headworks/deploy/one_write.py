@@ -19,53 +19,59 @@ JOINED: Final = 16_384
 
 class Heads:
     """The transports that hold a head. All of them share one call of the event loop's next turn: nearly
-    every head has left with its body by then, and a call for each would cost more than the rest."""
+    every head has left with its body by then, and a call for each would cost more than the rest.
+
+    holding  those of this turn, which add themselves
+    loop     theirs; what an earlier one has left is nobody's
+    """
 
     def __init__(self) -> None:
-        self._holding: list[OneWrite] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.holding: list[OneWrite] = []
+        self.loop: asyncio.AbstractEventLoop | None = None
 
-    def add(self, transport: OneWrite, loop: asyncio.AbstractEventLoop) -> None:
-        """It holds one; to be called in `loop`. What an earlier loop has left is nobody's."""
-        if not self._holding or self._loop is not loop:
-            self._holding, self._loop = [], loop
-            loop.call_soon(self._turn, context=Context())
-        self._holding.append(transport)
+    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The first of a turn of `loop` is about to hold one."""
+        self.holding, self.loop = [], loop
+        loop.call_soon(self._turn, context=Context())
 
     def _turn(self) -> None:
-        holding, self._holding = self._holding, []
+        holding, self.holding = self.holding, []
         for transport in holding:
-            transport.flush()
+            if transport.held:
+                transport.flush()
 
 
 class OneWrite:
     """A transport that holds a head back; in everything else the transport it is made of."""
 
-    __slots__ = ("_heads", "_held", "_inner", "_loop", "is_closing")
+    __slots__ = ("_heads", "_inner", "_loop", "held", "is_closing")
 
     def __init__(self, inner: asyncio.Transport, loop: asyncio.AbstractEventLoop, heads: Heads) -> None:
         self._inner, self._loop, self._heads = inner, loop, heads
         self.is_closing = inner.is_closing
-        self._held = b""
+        self.held = b""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._held:
+        if self.held:
             if len(data) <= JOINED:
-                data, self._held = self._held + data, b""
+                data, self.held = self.held + data, b""
             else:
                 self.flush()
         elif isinstance(data, bytes) and data.startswith(HEAD):
-            self._held = data
-            self._heads.add(self, self._loop)
+            self.held, heads = data, self._heads
+            if not heads.holding or heads.loop is not self._loop:
+                heads.begin(self._loop)
+            heads.holding.append(self)
             return
         self._inner.write(data)
 
     def write_whole(self, data: bytes) -> None:
         """Write what nothing else belongs to."""
-        self.flush()
+        if self.held:
+            self.flush()
         self._inner.write(data)
 
     def close(self) -> None:
@@ -75,11 +81,11 @@ class OneWrite:
 
     def abort(self) -> None:
         """Nothing more is sent."""
-        self._held = b""
+        self.held = b""
         self._inner.abort()
 
     def flush(self) -> None:
         """Send what is held, if anything is."""
-        if self._held:
-            data, self._held = self._held, b""
+        if self.held:
+            data, self.held = self.held, b""
             self._inner.write(data)

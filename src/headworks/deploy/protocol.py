@@ -53,7 +53,8 @@ class Protocol(BoundedHeads):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             return
@@ -83,28 +84,29 @@ class Protocol(BoundedHeads):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         door: Any = getattr(app, "middleware_stack", None)
+        scope = cycle.scope  # which does not stay with one that has been answered
         # A log of every answer is uvicorn's to write.
-        if not hasattr(door, "straight") or cycle.access_log or not door.straight(app, cycle.scope):
+        if (
+            cycle.access_log
+            or not hasattr(door, "straight")
+            or not door.straight(app, scope, self.loop.time())
+        ):
             super()._start_asgi_task(cycle, app)
             return
         try:
-            self._knock(cycle, door)
+            found = door.begin(scope)
+            if not isinstance(found, tuple):
+                if scope["method"] == "HEAD" or not door.put(scope, found, self, cycle):
+                    super()._start_asgi_task(cycle, Sending(cycle, found))
+            # Where others are on the way already, one after the other, each in a task of its own.
+            elif not self.pipeline and refuse(cycle, *found):
+                cycle.on_response = _nothing  # what leads back here would leave it to the collector
+                door.refused(scope, found[0], 0.0)
+            else:
+                super()._start_asgi_task(cycle, partial(door.refuse, found))
         except Exception:  # to the parser it would be a mistake of the client's
             log.exception("a request was not begun")
             super()._start_asgi_task(cycle, _failed)
-
-    def _knock(self, cycle: RequestResponseCycle, door: Any) -> None:
-        scope = cycle.scope  # which does not stay with one that has been answered
-        found = door.begin(scope)
-        if not isinstance(found, tuple):
-            if scope["method"] == "HEAD" or not door.put(scope, found, self, cycle):
-                super()._start_asgi_task(cycle, Sending(cycle, found))
-        # Where others are on the way already, one after the other, each in a task of its own.
-        elif not self.pipeline and refuse(cycle, *found):
-            cycle.on_response = _nothing  # what leads back here would leave it to the collector
-            door.refused(scope, found[0], 0.0)
-        else:
-            super()._start_asgi_task(cycle, partial(door.refuse, found))
 
     def go_on(self, cycle: RequestResponseCycle, door: Any, found: Any) -> None:
         """The door's word on a request that has waited for it."""

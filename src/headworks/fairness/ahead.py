@@ -9,8 +9,8 @@ whatever may make a difference goes inside:
 
     websockets; requests of other origins, which need the headers of CORS; whoever carries a header that
     matters to admission; a caller that cannot be told without waiting; a path of no route, which may be
-    a page of the middleware's own; limits that are watched; a pod that is leaving, whose answers end
-    their connections; and everything, once any middleware has been seen to change a request's path
+    a page of the middleware's own; limits that are watched; and everything, once any middleware has
+    been seen to change a request's path
 
 What has been found out on the way is handed on in the scope, so that nobody finds it out twice.
 """
@@ -53,7 +53,6 @@ class Ahead:
     identifier  tells who is asking
     telemetry   hears of every decision
     inside      names of headers, in lower case, whose requests are admission's to judge
-    leaving     whether the pod is about to end
     """
 
     def __init__(
@@ -65,12 +64,10 @@ class Ahead:
         identifier: Identifier,
         telemetry: Telemetry,
         inside: Iterable[bytes],
-        leaving: Callable[[], bool],
     ) -> None:
         self._known, self._fairness, self._routes = known, fairness, routes
         self._identifier, self._telemetry = identifier, telemetry
         self._inside = frozenset({_ORIGIN, *inside})
-        self._leaving = leaving
         self._written: dict[int, _Written] = {}
 
     def look(self, scope: Scope) -> Given | None:
@@ -87,7 +84,7 @@ class Ahead:
         given = scope[fairness.given] = tuple.__new__(
             Given, (rules, place_of(scope), matched, asked, identity.criticality)
         )
-        if asked.question is None or asked.shadow or self._leaving():
+        if asked.question is None or asked.shadow:
             return None
         for name, _ in scope["headers"]:
             if name in self._inside:

@@ -193,7 +193,6 @@ def ahead_of(
     fairness: Fairness,
     routes: Routes,
     identifier: Identifier,
-    answers: Answers,
     telemetry: Telemetry,
 ) -> Ahead:
     """Fairness's word ahead of the application; a store that remembers no refusals knows of none."""
@@ -205,7 +204,6 @@ def ahead_of(
         identifier=identifier,
         telemetry=telemetry,
         inside=[] if header is None else [header.lower().encode()],
-        leaving=lambda: answers.leaving,
     )
 
 

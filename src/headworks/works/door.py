@@ -13,7 +13,7 @@ import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import FunctionType, MethodType
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from starlette._utils import get_route_path
 from starlette.applications import Starlette
@@ -69,14 +69,14 @@ class Server(Protocol):
         ...
 
 
-class _Waiting:
+class _Waiting(NamedTuple):
     """A request that waits for its verdict, and is nothing else yet."""
 
-    __slots__ = ("cycle", "door", "entry", "scope", "server")
-
-    def __init__(self, door: Door, scope: Scope, entry: Entry, server: Server, cycle: Any) -> None:
-        self.door, self.scope, self.entry = door, scope, entry
-        self.server, self.cycle = server, cycle
+    door: Door
+    scope: Scope
+    entry: Entry
+    server: Server
+    cycle: Any
 
     def __call__(self, verdict: Verdict) -> None:
         self.door.heard(self, verdict)
@@ -133,14 +133,15 @@ class Door:
         return found(scope, receive, send)
 
     def begin(self, scope: Scope) -> Whole | ASGIApp:
-        """The refusal of an HTTP request where it is known at once; else who goes on with it.
+        """The refusal of an HTTP request where it is known at once; else who goes on with it. A pod that
+        leaves makes all its answers inside, since they end their connections.
 
         Whoever sends the refusal says so to `refused`.
         """
         if scope["path"].endswith(PATHS) and get_route_path(scope) in PATHS:
             return self._probes
         given = self._ahead.look(scope)
-        if given is None:
+        if given is None or self._admission.answers.leaving:
             return self._admission
         return self._ahead.known(given) or self._next
 
@@ -152,9 +153,10 @@ class Door:
             return False
         entry = self._admission.enter(scope)
         if isinstance(entry.place, Slot):
-            waiting = _Waiting(self, scope, entry, server, cycle)
+            # A third of the time of its own constructor.
+            waiting = tuple.__new__(_Waiting, (self, scope, entry, server, cycle))
             try:
-                if self._store.put(self._ahead.question(scope), waiting):
+                if self._store.put(self._ahead.question(scope), waiting):  # type: ignore[arg-type]  # it may be called
                     return True
             except BaseException:
                 self._admission.turn_back(entry, scope, 500)
@@ -165,15 +167,14 @@ class Door:
     def heard(self, waiting: _Waiting, verdict: Verdict) -> None:
         """The verdict on a request that was put. A place returns before the refusal is sent: what comes
         next on its connection may begin with that."""
-        entry, scope = waiting.entry, waiting.scope
-        server, cycle = waiting.server, waiting.cycle
+        _, scope, entry, server, cycle = waiting
         try:
             refusal = self._ahead.answer(scope, verdict)
         except Exception as error:
             self._admission.turn_back(entry, scope, 500)
             server.go_on(cycle, self, _raising(error))
             return
-        if refusal is not None and not self._admission.leaving:  # whose answers end their connections
+        if refusal is not None and not self._admission.answers.leaving:
             self._admission.turn_back(entry, scope, refusal[0])
             server.go_on(cycle, self, refusal)
             return
@@ -195,13 +196,15 @@ class Door:
 
         return tell
 
-    def straight(self, app: object, scope: Scope) -> bool:
+    def straight(self, app: object, scope: Scope, now: float) -> bool:
         """Whether a server of `app` may come here at once, instead of to the application's own call,
         which would only set what this sets: not where `app` is something around the application, though
-        it show all that the application has."""
+        it show all that the application has.
+
+        now  the loop's time
+        """
         if app is not self._app:
             return False
-        now = self._admission.now()
         if now - self._looked > LISTENING:
             self._looked, self._plain = now, plain(self._app)
         scope["app"] = self._app
@@ -209,11 +212,12 @@ class Door:
 
     async def refuse(self, refusal: Whole, scope: Scope, receive: Receive, send: Send) -> None:
         """Send a refusal of `begin`, and say so."""
-        began = self._admission.now()
+        now = self._admission.answers.now
+        began = now()
         try:
             await self._admission.tell(send, *refusal)
         finally:
-            self.refused(scope, refusal[0], self._admission.now() - began)
+            self.refused(scope, refusal[0], now() - began)
 
     def _ask(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         return self._asked(self._admission.enter(scope), scope, receive, send)

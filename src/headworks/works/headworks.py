@@ -335,7 +335,6 @@ class Headworks:
                 fairness=self._fairness,
                 routes=routes,
                 identifier=self._identifier,
-                answers=self._answers,
                 telemetry=self.telemetry,
             )
             self._name_idle_limits()
