@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import Context
-from typing import Any, Final
+from operator import attrgetter
+from typing import Final
 
 HEAD: Final = b"HTTP/1.1 "
 """How a head begins. A body that begins so as well waits for a turn of the loop, and nothing else."""
@@ -42,7 +43,10 @@ class Heads:
 
 
 class OneWrite:
-    """A transport that holds a head back; in everything else the transport it is made of."""
+    """A transport that holds a head back; in everything else the transport it is made of.
+
+    held  the head, empty where there is none
+    """
 
     __slots__ = ("_heads", "_inner", "_loop", "held", "is_closing")
 
@@ -50,9 +54,6 @@ class OneWrite:
         self._inner, self._loop, self._heads = inner, loop, heads
         self.is_closing = inner.is_closing
         self.held = b""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self.held:
@@ -89,3 +90,9 @@ class OneWrite:
         if self.held:
             data, self.held = self.held, b""
             self._inner.write(data)
+
+
+for _name in dir(asyncio.Transport):
+    # Not by `__getattr__`: in a class that has one, even what its objects have is found slowly.
+    if not _name.startswith("_") and not hasattr(OneWrite, _name):
+        setattr(OneWrite, _name, property(attrgetter(f"_inner.{_name}")))
