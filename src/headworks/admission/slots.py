@@ -82,16 +82,12 @@ class Slot:
     def release(self) -> None:
         """Give the place back; every call but the first does nothing."""
         if not self._released:
-            self._released = True
-            if self._websocket:
-                self._slots._websockets -= 1
-            else:
-                self._slots._give_back(self._began)
+            self._slots._take_back(self)
 
     def end(self) -> None:
         """Give the place back, and stop counting as running."""
         if not self._released:
-            self.release()
+            self._slots._take_back(self)
         if not self._ended:
             self._ended = True
             slots = self._slots
@@ -229,13 +225,17 @@ class Slots:
         self._saturated += 1
         return PodSaturated("the wait for a place would be too long", retry_after=self._wait())
 
-    def _give_back(self, began: float) -> None:
+    def _take_back(self, slot: Slot) -> None:
         """A place is free: whoever is at the head of the line takes it, in the same step, unless more
         are taken than there are."""
+        slot._released = True
+        if slot._websocket:
+            self._websockets -= 1
+            return
         now = self._now()
         if self._held < REMEMBER:
             self._held += 1
-        self._holding += (now - began - self._holding) / self._held
+        self._holding += (now - slot._began - self._holding) / self._held
         self._in_flight -= 1
         if self._line is not None and self._in_flight < self._limit:
             turn = self._line.next()

@@ -15,7 +15,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from headworks.deploy.heads import BoundedHeads
 from headworks.deploy.one_write import Heads, OneWrite
@@ -39,6 +39,7 @@ class Protocol(BoundedHeads):
     transport: OneWrite  # type: ignore[assignment]  # behaves as one of asyncio's
     heads = Heads()
     _idle_since = math.inf
+    _make_task = HttpToolsProtocol._start_asgi_task
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(OneWrite(transport, self.loop, self.heads))  # type: ignore[arg-type]  # behaves as one
@@ -91,32 +92,32 @@ class Protocol(BoundedHeads):
             or not hasattr(door, "straight")
             or not door.straight(app, scope, self.loop.time())
         ):
-            super()._start_asgi_task(cycle, app)
+            self._make_task(cycle, app)
             return
         try:
             found = door.begin(scope)
             if not isinstance(found, tuple):
                 if scope["method"] == "HEAD" or not door.put(scope, found, self, cycle):
-                    super()._start_asgi_task(cycle, Sending(cycle, found))
+                    self._make_task(cycle, Sending(cycle, found))
             # Where others are on the way already, one after the other, each in a task of its own.
             elif not self.pipeline and refuse(cycle, *found):
                 cycle.on_response = _nothing  # what leads back here would leave it to the collector
                 door.refused(scope, found[0], 0.0)
             else:
-                super()._start_asgi_task(cycle, partial(door.refuse, found))
+                self._make_task(cycle, partial(door.refuse, found))
         except Exception:  # to the parser it would be a mistake of the client's
             log.exception("a request was not begun")
-            super()._start_asgi_task(cycle, _failed)
+            self._make_task(cycle, _failed)
 
     def go_on(self, cycle: RequestResponseCycle, door: Any, found: Any) -> None:
         """The door's word on a request that has waited for it."""
         if not isinstance(found, tuple):
-            super()._start_asgi_task(cycle, Sending(cycle, found))
+            self._make_task(cycle, Sending(cycle, found))
         # Where it is closing, its client has left meanwhile, and there is nothing to be sent.
         elif self.transport.is_closing() or refuse(cycle, *found):
             cycle.on_response = _nothing
         else:
-            super()._start_asgi_task(cycle, door.telling(found))
+            self._make_task(cycle, door.telling(found))
 
 
 def _nothing() -> None:

@@ -80,7 +80,7 @@ def _begin(cycle: RequestResponseCycle, message: Message) -> bool:
                 if name != _LENGTH:
                     line = _line(name, value)
                 elif length < 0 and value.isdigit():
-                    length, line = int(value), b"content-length: %b\r\n" % value
+                    length, line = int(value), b"content-length: " + value + b"\r\n"
             if not line:
                 return False
             content.append(line)
@@ -114,10 +114,12 @@ def refuse(cycle: RequestResponseCycle, status: int, headers: Headers, body: byt
     been done, because there is something to wait for, or no body to be sent."""
     if cycle.disconnected or cycle.flow.write_paused or cycle.scope["method"] == "HEAD":
         return False
-    lines = [b"%b: %b\r\n" % header for header in cycle.default_headers + headers]
+    content = [STATUS_LINE[status]]
+    for name, value in cycle.default_headers + headers:
+        content += (name, b": ", value, b"\r\n")
+    content += (_ENDS[cycle.keep_alive], body)
     cycle.response_started = True
     cycle.waiting_for_100_continue = False
-    content = (STATUS_LINE[status], *lines, _ENDS[cycle.keep_alive], body)
     cycle.transport.write_whole(b"".join(content))  # type: ignore[attr-defined]  # a `OneWrite`
     _over(cycle)
     return True
