@@ -9,6 +9,7 @@ import pytest
 from tests.admission.pod import Client, Pod, answer
 
 from headworks.current import current
+from headworks.telemetry import Served
 from headworks.testing.loop import VirtualTimeLoop
 
 
@@ -84,7 +85,7 @@ async def test_giving_up_leaves_no_cancellation_behind() -> None:
 
 
 def test_a_second_event_loop_finds_its_deadlines_kept() -> None:
-    """The timer of the loop before is not waited for."""
+    """The timer of the loop before is not waited for, and its clock not looked at."""
     pod = Pod(sla=10.0)
 
     async def main(*clients: Client) -> list[tuple[float, int]]:
@@ -97,3 +98,4 @@ def test_a_second_event_loop_finds_its_deadlines_kept() -> None:
         pod.gate.app = app
         with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
             assert runner.run(main(Client(pod.gate))) == [ended]
+    assert [event.seconds for event in pod.sink.of(Served)] == [0.0, 10.0]

@@ -41,8 +41,8 @@ class Wire:
         return f"the wire's {name}"
 
 
-def over(wire: Wire) -> OneWrite:
-    return OneWrite(wire, asyncio.get_running_loop(), Heads())  # type: ignore[arg-type]  # behaves as one
+def over(wire: Any) -> OneWrite:
+    return OneWrite(wire, asyncio.get_running_loop(), Heads())
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
@@ -81,6 +81,30 @@ async def test_closing_sends_what_is_held_and_aborting_does_not() -> None:
     await asyncio.sleep(0)
     assert wire.done == [HEAD, "closed", "aborted"]
     assert transport.get_extra_info("peername") == "the wire's peername"
+
+
+def test_a_head_that_an_earlier_loop_has_left_keeps_no_other_waiting() -> None:
+    heads, left, wire = Heads(), Wire(), Wire()
+    earlier = asyncio.new_event_loop()
+    OneWrite(left, earlier, heads).write(HEAD)  # type: ignore[arg-type]  # behaves as one
+    earlier.close()
+
+    async def later() -> None:
+        OneWrite(wire, asyncio.get_running_loop(), heads).write(HEAD)  # type: ignore[arg-type]  # behaves as one
+        await asyncio.sleep(0)
+
+    asyncio.run(later())
+    assert (left.done, wire.done) == ([], [HEAD])
+
+
+async def test_everything_else_is_the_transport_s_own() -> None:
+    """Whatever one of asyncio's has."""
+    for name in dir(asyncio.Transport):
+        assert name.startswith("_") or hasattr(OneWrite, name), name
+    inner = asyncio.Transport({"peername": "its own"})
+    transport = over(inner)
+    assert transport.get_extra_info == inner.get_extra_info
+    assert transport.set_protocol == inner.set_protocol
 
 
 async def _application(scope: Any, receive: Any, send: Any) -> None:
