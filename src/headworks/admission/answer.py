@@ -203,6 +203,8 @@ class Answer:
         if current.lasting is not None and not (self._because or self.caller.left):
             current.deadline = min(self.arrived + current.lasting, self.latest)
             self.reschedule(current.deadline)
+        if current.ticket is not None and current.ticket.telling:
+            message = current.ticket.head(message)
         self._headers: Iterable[tuple[bytes, bytes]] = message.get("headers", ())
         self._events: bool | None = None
         self._tail = BETWEEN[0]

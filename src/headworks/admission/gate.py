@@ -92,7 +92,7 @@ class AdmissionGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self.go_on(self.enter(scope), scope, receive, send)
+            await self.go_on(self.enter(scope), None, scope, receive, send)
         elif scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
         else:
@@ -135,14 +135,15 @@ class AdmissionGate:
     async def go_on(
         self,
         entry: Entry,
+        first: First | None,
         scope: Scope,
         receive: Receive,
         send: Send,
-        first: First | None = None,
     ) -> None:
         """Serve the request, refuse it, or let it wait, as `enter` has found.
 
-        first  asked once there is a place, ahead of the application, which an answer of its replaces
+        first  asked once there is a place, ahead of the application, which an answer of its replaces;
+               None: nobody
         """
         place, answers = entry.place, self._answers
         caller = entry.current.caller = Presence(scope, receive)
