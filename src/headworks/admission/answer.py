@@ -133,7 +133,8 @@ class Answer:
         sending = self._send(message)
         if sending is not AT_ONCE:
             return self._patiently(sending, message)
-        self._sent(message)
+        if kind != "http.response.start":
+            self._sent(message)
         return AT_ONCE
 
     async def _patiently(self, sending: Awaitable[None], message: Message) -> None:
