@@ -232,7 +232,7 @@ async def test_a_charge_in_another_event_loop_is_told_so_and_asks_nobody() -> No
 
 
 async def _inside(works: Headworks, units: int) -> None:
-    ticket = Ticket(works._fairness, "draft-11", NOTHING, None, cancel=False)
+    ticket = Ticket(works._fairness, "draft-11", NOTHING, None, False)
     token = enter(Current(ticket=ticket))
     try:
         await works.charge(units)

@@ -33,7 +33,7 @@ class Criticality(IntEnum):
 class Ticket(Protocol):
     """What a request was asked for.
 
-    telling  whoever sends the answer's head passes it through `head`
+    telling  whoever sends the head of its answer passes it through `head`
     """
 
     telling: bool

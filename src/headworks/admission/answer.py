@@ -57,7 +57,7 @@ class Answer:
     """What is sent to one client. From `begin` to `over` its application runs as inside an
     `asyncio.timeout`: cancelled when its time is up, which is a `TimeoutError` outside.
 
-    arrived   as of `Entry`; latest, current likewise
+    entry     of its request; current likewise
     given_up  its time was up, or it had to end early
     """
 
@@ -70,13 +70,12 @@ class Answer:
         "_send",
         "_tail",
         "_task",
-        "arrived",
         "begun",
         "caller",
         "complete",
         "current",
+        "entry",
         "given_up",
-        "latest",
         "scope",
         "slot",
         "stalled",
@@ -91,13 +90,13 @@ class Answer:
         entry: Entry,
         answers: Answers,
     ) -> None:
-        self._send, self.scope, self.caller, self.current = send, scope, caller, entry.current
-        self._answers, self.arrived, self.latest = answers, entry.arrived, entry.latest
-        self.slot: Slot | None = None
+        self._send, self.scope, self.caller = send, scope, caller
+        self.entry, self.current, self._answers = entry, entry.current, answers
         self.status = 0
         self.begun = self.complete = self.stalled = self.given_up = False
-        self._task: asyncio.Task[Any] | None = None
+        self.slot: Slot | None = None
         self._because: Refused | None = None
+        self._task: asyncio.Task[Any] | None
         self._tail: bytes
 
     def begin(self) -> None:
@@ -178,7 +177,7 @@ class Answer:
         if self.caller.left:
             return CallerLeft()
         what = "the answer was not complete" if self.begun else "no answer had begun"
-        seconds = self._answers.now() - self.arrived
+        seconds = self._answers.now() - self.entry.arrived
         return DeadlineExceeded(f"{what} after {seconds:.3g} s")
 
     async def refuse(self, refused: Refused) -> None:
@@ -202,7 +201,7 @@ class Answer:
         self.begun, self.status = True, message["status"]
         current = self.current
         if current.lasting is not None and not (self._because or self.caller.left):
-            current.deadline = min(self.arrived + current.lasting, self.latest)
+            current.deadline = min(self.entry.arrived + current.lasting, self.entry.latest)
             self.reschedule(current.deadline)
         if current.ticket is not None and current.ticket.telling:
             message = current.ticket.head(message)

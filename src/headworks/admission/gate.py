@@ -31,7 +31,7 @@ from headworks.admission.waiting import Turn
 from headworks.admission.within import all_within
 from headworks.caller import Presence
 from headworks.cleanup import Reaper
-from headworks.current import ROUTE, Criticality, Current, enter, leave
+from headworks.current import ROUTE, Closer, Criticality, Current, enter, leave
 from headworks.errors import CallerLeft, DeadlineExceeded, Refused
 from headworks.identity import Identifier
 from headworks.problem import Headers, Whole, refuse_websocket, send_whole
@@ -241,7 +241,8 @@ class AdmissionGate:
                     answer.over(error)
                     raise
                 else:
-                    answer.over()
+                    if answer.given_up or not answer.complete:
+                        answer.over()
                     if answer.stalled:  # the application may have swallowed it
                         raise ClientStalled
             except Exception as error:
@@ -259,7 +260,9 @@ class AdmissionGate:
         finally:
             if not answer.complete:
                 answer.caller.answered()
-            self._end(slot, answer.current)
+            slot.end()
+            if answer.current.opened:
+                self._hand_over(answer.current.opened)
 
     async def _end_early(self, answer: Answer) -> None:
         """Tell the client why there is no answer, or no more of it."""
@@ -285,7 +288,9 @@ class AdmissionGate:
             await self.app(scope, receive, send)
         finally:
             leave(token)
-            self._end(slot, current)
+            slot.end()
+            if current.opened:
+                self._hand_over(current.opened)
 
     def _standing(self, scope: Scope, deadline: float) -> Current:
         """What is known of a request without waiting."""
@@ -301,13 +306,11 @@ class AdmissionGate:
         self._telemetry.emit(Decided(refused.layer, False, refused.reason, criticality=name))
 
     def _queued(self, answer: Answer, ending: str) -> None:
-        seconds = self._answers.now() - answer.arrived
+        seconds = self._answers.now() - answer.entry.arrived
         self._telemetry.emit(Queued(seconds, ending))
 
-    def _end(self, slot: Slot, current: Current) -> None:
-        """Synchronous, so that nothing can come between: the place returns, the rest is handed over."""
-        slot.end()
-        if current.opened:
-            for closer in current.opened:
-                self._reaper.hand_over("closing what a request left open", closer)
-            current.opened.clear()
+    def _hand_over(self, opened: set[Closer]) -> None:
+        """Synchronous, as the return of the place before it: nothing can come between."""
+        for closer in opened:
+            self._reaper.hand_over("closing what a request left open", closer)
+        opened.clear()

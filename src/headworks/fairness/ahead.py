@@ -135,7 +135,7 @@ class Ahead:
             return render(refused, fields(rules.dialect, verdict, refused.retry_after))
         standing.route, standing.lasting = matched.template, matched.lasting
         standing.ticket = scope[fairness.ticket] = Ticket(
-            fairness, rules.dialect, asked, verdict, cancel=matched.cancel
+            fairness, rules.dialect, asked, verdict, matched.cancel
         )
         return None
 

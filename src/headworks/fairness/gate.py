@@ -45,22 +45,21 @@ class Ticket:
     """What a request was asked for, by whom, and the latest verdict on it; kept in `Current`.
 
     cancel   its route ends with its caller
-    begun    the head of its answer has been told of the verdict
-    telling  that is for whoever sends the answer, since the store was asked ahead of the gate: while the
-             application answers, and not for an answer that is given in its place
+    telling  the head of its answer is still to be told of the verdict by whoever sends it: the store was
+             asked ahead of the gate, and it is the application that answers
     """
 
-    __slots__ = ("asked", "begun", "cancel", "dialect", "of", "telling", "verdict")
+    __slots__ = ("asked", "cancel", "dialect", "of", "telling", "verdict")
 
     def __init__(
-        self, of: Fairness, dialect: str, asked: Asked, verdict: Verdict | None, *, cancel: bool
+        self, of: Fairness, dialect: str, asked: Asked, verdict: Verdict | None, cancel: bool
     ) -> None:
         self.of, self.dialect, self.asked, self.verdict = of, dialect, asked, verdict
-        self.cancel, self.begun, self.telling = cancel, False, False
+        self.cancel, self.telling = cancel, False
 
     def head(self, message: Message) -> Message:
         """The head of an answer, with the caller's limits in place of what it says of them."""
-        self.begun = True
+        self.telling = False
         verdict = self.verdict
         if verdict is not None and verdict[0] and not verdict[9]:
             ours = self.asked.passed(verdict)
@@ -76,15 +75,8 @@ class Ticket:
         headers += ours
         return {**message, "headers": headers}
 
-    async def refuse(self, refused: Refused, scope: Scope, send: Send) -> bool:
-        """Answer with the refusal, if it is not too late for one."""
-        if self.begun:
-            return False
-        self.telling = False
-        await send_whole(send, *render(refused, self._fields(refused)))
-        return True
-
-    def _fields(self, refused: Refused) -> Headers:
+    def refusing(self, refused: Refused) -> Headers:
+        """What a refusal's head says of the verdict."""
         return fields(self.dialect, self.verdict, refused.retry_after)
 
 
@@ -213,8 +205,10 @@ class FairnessGate:
             await self.app(scope, receive, send)
         except Exception as error:
             behind = refused_behind(error)
-            if behind is None or not await ticket.refuse(behind, scope, send):
+            if behind is None or not ticket.telling:  # too late for it
                 raise
+            ticket.telling = False
+            await send_whole(send, *render(behind, ticket.refusing(behind)))
         finally:
             ticket.telling = False
 
@@ -263,7 +257,7 @@ class FairnessGate:
 class _Answer(Ticket):
     """What is sent to the client of a request; its head tells the caller's limits, once."""
 
-    __slots__ = ("_send", "ended")
+    __slots__ = ("_send", "begun", "ended")
 
     start = "http.response.start"
 
@@ -275,8 +269,16 @@ class _Answer(Ticket):
     # No coroutine of its own: every part of an answer passes here.
     def send(self, message: Message) -> Awaitable[None]:
         if message["type"] == self.start:
+            self.begun = True
             message = self.head(message)
         return self._send(message)
+
+    async def refuse(self, refused: Refused, scope: Scope, send: Send) -> bool:
+        """Answer with the refusal, if it is not too late for one."""
+        if self.begun:
+            return False
+        await send_whole(send, *render(refused, self.refusing(refused)))
+        return True
 
     def over(self) -> None:
         """Nothing more is sent. The ticket stays with the request's standing, but not the request: the
@@ -302,7 +304,7 @@ class _Socket(_Answer):
         if self.begun:
             await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": refused.reason})
         else:
-            await refuse_websocket(scope, send, refused, self._fields(refused))
+            await refuse_websocket(scope, send, refused, self.refusing(refused))
         return True
 
 
