@@ -15,6 +15,7 @@ from headworks import Headworks
 from headworks.current import Criticality, Current, current, enter, leave
 from headworks.errors import QuotaExceeded
 from headworks.fairness.gate import Ticket
+from headworks.fairness.limits import NOTHING
 from headworks.policy.load import parse
 from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Question
@@ -231,7 +232,8 @@ async def test_a_charge_in_another_event_loop_is_told_so_and_asks_nobody() -> No
 
 
 async def _inside(works: Headworks, units: int) -> None:
-    token = enter(Current(ticket=Ticket(works._fairness)))
+    ticket = Ticket(works._fairness, "draft-11", NOTHING, None, False)
+    token = enter(Current(ticket=ticket))
     try:
         await works.charge(units)
     finally:

@@ -393,7 +393,7 @@ def test_a_verdict_that_cannot_be_told_is_a_500(
 ) -> None:
     """Its connection once waited for ever."""
 
-    def answer(self: Ahead, scope: Any, verdict: Verdict) -> None:
+    def answer(self: Ahead, scope: Any, standing: Any, verdict: Verdict) -> None:
         raise RuntimeError("a bug of ours")
 
     async def test() -> None:

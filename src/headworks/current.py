@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, Protocol
 
-from headworks.caller import Presence
+from headworks.caller import Message, Presence
 
 
 class Criticality(IntEnum):
@@ -28,6 +28,19 @@ class Criticality(IntEnum):
     def of(cls, name: str) -> Criticality:
         """The class of that name ("background", "sheddable", "default", "critical")."""
         return cls[name.upper()]
+
+
+class Ticket(Protocol):
+    """What a request was asked for.
+
+    telling  whoever sends the head of its answer passes it through `head`
+    """
+
+    telling: bool
+
+    def head(self, message: Message, /) -> Message:
+        """The head with what it says of the verdict."""
+        ...
 
 
 Closer = Callable[[], Awaitable[None]]
@@ -63,7 +76,7 @@ class Current:
     caller: Presence | None = None
     lasting: float | None = None
     opened: set[Closer] | None = None
-    ticket: object = None
+    ticket: Ticket | None = None
 
     @property
     def closers(self) -> set[Closer]:

@@ -55,7 +55,7 @@ class Answer:
     """What is sent to one client. From `begin` to `over` its application runs as inside an
     `asyncio.timeout`: cancelled when its time is up, which is a `TimeoutError` outside.
 
-    arrived   as of `Entry`; latest, current likewise
+    current   its request's standing
     given_up  its time was up, or it had to end early
     """
 
@@ -68,13 +68,11 @@ class Answer:
         "_send",
         "_tail",
         "_task",
-        "arrived",
         "begun",
         "caller",
         "complete",
         "current",
         "given_up",
-        "latest",
         "scope",
         "slot",
         "stalled",
@@ -89,13 +87,13 @@ class Answer:
         entry: Entry,
         answers: Answers,
     ) -> None:
-        self._send, self.scope, self.caller, self.current = send, scope, caller, entry
-        self._answers, self.arrived, self.latest = answers, entry.arrived, entry.latest
-        self.slot: Slot | None = None
+        self._send, self.scope, self.caller = send, scope, caller
+        self.current, self._answers = entry, answers
         self.status = 0
         self.begun = self.complete = self.stalled = self.given_up = False
-        self._task: asyncio.Task[Any] | None = None
+        self.slot: Slot | None = None
         self._because: Refused | None = None
+        self._task: asyncio.Task[Any] | None
         self._tail: bytes
 
     def begin(self) -> None:
@@ -131,7 +129,8 @@ class Answer:
         sending = self._send(message)
         if sending is not AT_ONCE:
             return self._patiently(sending, message)
-        self._sent(message)
+        if kind != "http.response.start":
+            self._sent(message)
         return AT_ONCE
 
     async def _patiently(self, sending: Awaitable[None], message: Message) -> None:
@@ -175,7 +174,7 @@ class Answer:
         if self.caller.left:
             return CallerLeft()
         what = "the answer was not complete" if self.begun else "no answer had begun"
-        seconds = self._answers.now() - self.arrived
+        seconds = self._answers.now() - self.current.arrived
         return DeadlineExceeded(f"{what} after {seconds:.3g} s")
 
     async def refuse(self, refused: Refused) -> None:
@@ -199,8 +198,10 @@ class Answer:
         self.begun, self.status = True, message["status"]
         current = self.current
         if current.lasting is not None and not (self._because or self.caller.left):
-            current.deadline = min(self.arrived + current.lasting, self.latest)
+            current.deadline = min(self.current.arrived + current.lasting, self.current.latest)
             self.reschedule(current.deadline)
+        if current.ticket is not None and current.ticket.telling:
+            message = current.ticket.head(message)
         self._headers: Iterable[tuple[bytes, bytes]] = message.get("headers", ())
         self._events: bool | None = None
         self._tail = BETWEEN[0]

@@ -31,7 +31,7 @@ from headworks.admission.waiting import Turn
 from headworks.admission.within import all_within
 from headworks.caller import Presence
 from headworks.cleanup import Reaper
-from headworks.current import ROUTE, Criticality, Current, enter, leave
+from headworks.current import ROUTE, Closer, Criticality, Current, enter, leave
 from headworks.errors import CallerLeft, DeadlineExceeded, Refused
 from headworks.identity import Identifier
 from headworks.problem import Headers, Whole, refuse_websocket, send_whole
@@ -92,7 +92,7 @@ class AdmissionGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self.go_on(self.enter(scope), scope, receive, send)
+            await self.go_on(self.enter(scope), None, scope, receive, send)
         elif scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
         else:
@@ -141,14 +141,15 @@ class AdmissionGate:
     async def go_on(
         self,
         entry: Entry,
+        first: First | None,
         scope: Scope,
         receive: Receive,
         send: Send,
-        first: First | None = None,
     ) -> None:
         """Serve the request, refuse it, or let it wait, as `enter` has found.
 
-        first  asked once there is a place, ahead of the application, which an answer of its replaces
+        first  asked once there is a place, ahead of the application, which an answer of its replaces;
+               None: nobody
         """
         place, answers = entry.place, self.answers
         caller = entry.caller = Presence(scope, receive)
@@ -227,7 +228,8 @@ class AdmissionGate:
                     answer.over(error)
                     raise
                 else:
-                    answer.over()
+                    if answer.given_up or not answer.complete:
+                        answer.over()
                     if answer.stalled:  # the application may have swallowed it
                         raise ClientStalled
             except Exception as error:
@@ -245,7 +247,9 @@ class AdmissionGate:
         finally:
             if not answer.complete:
                 answer.caller.answered()
-            self._end(slot, answer.current)
+            slot.end()
+            if answer.current.opened:
+                self._hand_over(answer.current.opened)
 
     async def _end_early(self, answer: Answer) -> None:
         """Tell the client why there is no answer, or no more of it."""
@@ -271,7 +275,9 @@ class AdmissionGate:
             await self.app(scope, receive, send)
         finally:
             leave(token)
-            self._end(slot, current)
+            slot.end()
+            if current.opened:
+                self._hand_over(current.opened)
 
     def _standing(self, scope: Scope, arrived: float, budget: float) -> Entry:
         """What is known of a request without waiting; it has `budget` seconds."""
@@ -288,13 +294,11 @@ class AdmissionGate:
         self._telemetry.emit(Decided(refused.layer, False, refused.reason, criticality=name))
 
     def _queued(self, answer: Answer, ending: str) -> None:
-        seconds = self.answers.now() - answer.arrived
+        seconds = self.answers.now() - answer.current.arrived
         self._telemetry.emit(Queued(seconds, ending))
 
-    def _end(self, slot: Slot, current: Current) -> None:
-        """Synchronous, so that nothing can come between: the place returns, the rest is handed over."""
-        slot.end()
-        if current.opened:
-            for closer in current.opened:
-                self._reaper.hand_over("closing what a request left open", closer)
-            current.opened.clear()
+    def _hand_over(self, opened: set[Closer]) -> None:
+        """Synchronous, as the return of the place before it: nothing can come between."""
+        for closer in opened:
+            self._reaper.hand_over("closing what a request left open", closer)
+        opened.clear()

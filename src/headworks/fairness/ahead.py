@@ -22,8 +22,8 @@ from typing import Final
 
 from starlette.types import Scope
 
-from headworks.current import ROUTE
-from headworks.fairness.gate import Fairness, Given, place_of
+from headworks.current import ROUTE, Current
+from headworks.fairness.gate import Fairness, Given, Ticket, place_of
 from headworks.fairness.headers import fields
 from headworks.fairness.limits import Asks
 from headworks.fairness.refusal import judged, refusal
@@ -123,14 +123,18 @@ class Ahead:
         assert question is not None, "who is asked nothing is for inside"
         return question
 
-    def answer(self, scope: Scope, verdict: Verdict) -> Whole | None:
-        """The refusal; None where the request may pass, which the scope tells the gate inside."""
-        rules, _, _, asked, criticality = scope[self._fairness.given]
+    def answer(self, scope: Scope, standing: Current, verdict: Verdict) -> Whole | None:
+        """The refusal; None where the request may pass, for which the gate inside finds its ticket."""
+        fairness = self._fairness
+        rules, _, matched, asked, criticality = scope[fairness.given]
         refused = judged(verdict, asked, criticality, self._telemetry)
-        if refused is None:
-            scope[self._fairness.verdict] = verdict
-            return None
-        return render(refused, fields(rules.dialect, verdict, refused.retry_after))
+        if refused is not None:
+            return render(refused, fields(rules.dialect, verdict, refused.retry_after))
+        standing.route, standing.lasting = matched.template, matched.lasting
+        standing.ticket = scope[fairness.ticket] = Ticket(
+            fairness, rules.dialect, asked, verdict, matched.cancel
+        )
+        return None
 
     def _route(self, scope: Scope) -> Matched | None:
         try:

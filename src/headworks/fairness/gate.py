@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -42,13 +42,42 @@ class Rules:
 
 
 class Ticket:
-    """What a request was asked for, by whom, and the latest verdict on it; kept in `Current`."""
+    """What a request was asked for, by whom, and the latest verdict on it; kept in `Current`.
 
-    __slots__ = ("asked", "of", "verdict")
+    cancel   its route ends with its caller
+    telling  the head of its answer is still to be told of the verdict by whoever sends it: the store was
+             asked ahead of the gate, and it is the application that answers
+    """
 
-    def __init__(self, of: Fairness) -> None:
-        self.of, self.asked = of, NOTHING
-        self.verdict: Verdict | None = None
+    __slots__ = ("asked", "cancel", "dialect", "of", "telling", "verdict")
+
+    def __init__(
+        self, of: Fairness, dialect: str, asked: Asked, verdict: Verdict | None, cancel: bool
+    ) -> None:
+        self.of, self.dialect, self.asked, self.verdict = of, dialect, asked, verdict
+        self.cancel, self.telling = cancel, False
+
+    def head(self, message: Message) -> Message:
+        """The head of an answer, with the caller's limits in place of what it says of them."""
+        self.telling = False
+        verdict = self.verdict
+        if verdict is not None and verdict[0] and not verdict[9]:
+            ours = self.asked.passed(verdict)
+        else:
+            ours = fields(self.dialect, verdict)
+        if not ours:
+            return message
+        headers = [*message.get("headers", ())]  # an iterable, to be read once
+        for name, _ in headers:
+            if name in NAMES:
+                headers = _without(headers, {name for name, _ in ours})
+                break
+        headers += ours
+        return {**message, "headers": headers}
+
+    def refusing(self, refused: Refused) -> Headers:
+        """What a refusal's head says of the verdict."""
+        return fields(self.dialect, self.verdict, refused.retry_after)
 
 
 class Given(NamedTuple):
@@ -74,8 +103,8 @@ class Fairness:
 
     `rewritten` is set once a request has reached the gate with another path than it came with.
 
-    A request's scope keeps what is `Given` of it under `given`, and under `verdict` the verdict that
-    lets it pass, where the store was asked ahead of the gate: by names of this one's own, since one
+    A request's scope keeps what is `Given` of it under `given`, and under `ticket` the `Ticket` of one
+    that may pass, where the store was asked ahead of the gate: by names of this one's own, since one
     application may hold another that is protected as well.
     """
 
@@ -85,7 +114,7 @@ class Fairness:
         self.rules = rules
         self._store, self._identifier, self._telemetry = store, identifier, telemetry
         self.rewritten = False
-        self.given, self.verdict = f"headworks.given:{id(self)}", f"headworks.verdict:{id(self)}"
+        self.given, self.ticket = f"headworks.given:{id(self)}", f"headworks.ticket:{id(self)}"
         self._watching: set[asyncio.Task[None]] = set()
 
     def admit(
@@ -165,6 +194,26 @@ class FairnessGate:
         self._fairness, self._routes = fairness, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        ticket: Ticket | None = scope.pop(self._fairness.ticket, None)
+        if ticket is None:
+            await self._ask(scope, receive, send)
+            return
+        ticket.telling = True
+        try:
+            if ticket.cancel:
+                _take_along(current())
+            await self.app(scope, receive, send)
+        except Exception as error:
+            behind = refused_behind(error)
+            if behind is None or not ticket.telling:  # too late for it
+                raise
+            ticket.telling = False
+            await send_whole(send, *render(behind, ticket.refusing(behind)))
+        finally:
+            ticket.telling = False
+
+    async def _ask(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The same where nobody has asked ahead."""
         if scope["type"] == "http":
             kind = _Answer
         elif scope["type"] == "websocket":
@@ -173,90 +222,68 @@ class FairnessGate:
             await self.app(scope, receive, send)
             return
         fairness, standing = self._fairness, current()
-        rules, matched, asked, verdict = self._known(scope)
-        answer = kind(fairness, scope, send, rules.dialect)
+        rules, matched, asked = self._known(scope)
+        answer = kind(fairness, send, rules.dialect)
         try:
             if matched is not None:
                 _take_up(matched, standing)
-            if verdict is not None and asked is not None:
-                answer.asked, answer.verdict, standing.ticket = asked, verdict, answer
-            elif not _is_preflight(scope):
+            if not _is_preflight(scope):
                 refused = await fairness.admit(scope, standing, answer, rules, matched, asked)
                 if refused is not None:
-                    await answer.refuse(refused)
+                    await answer.refuse(refused, scope, send)
                     return
                 standing.ticket = answer
             await self.app(scope, receive, answer.send)
         except Exception as error:
             behind = refused_behind(error)
-            if behind is None or not await answer.refuse(behind):
+            if behind is None or not await answer.refuse(behind, scope, send):
                 raise
         finally:
             answer.over()
 
-    def _known(self, scope: Scope) -> tuple[Rules, Matched | None, Asked | None, Verdict | None]:
-        """What is known of the request, from outside where it is still the same request. One that has
-        its verdict goes by the rules that it was asked by."""
+    def _known(self, scope: Scope) -> tuple[Rules, Matched | None, Asked | None]:
+        """What is known of the request, from outside where it is still the same request."""
         fairness = self._fairness
         rules, given = fairness.rules, scope.get(fairness.given)
         if given is not None:
             known, place, matched, asked, _ = given
-            verdict = scope.pop(fairness.verdict, None)
             if place != place_of(scope):
                 fairness.rewritten = True
-            elif known is rules or verdict is not None:
-                return known, matched, asked, verdict
-        return rules, self._routes.find(scope), None, None
+            elif known is rules:
+                return rules, matched, asked
+        return rules, self._routes.find(scope), None
 
 
 class _Answer(Ticket):
     """What is sent to the client of a request; its head tells the caller's limits, once."""
 
-    __slots__ = ("_dialect", "_scope", "_send", "begun", "ended")
+    __slots__ = ("_send", "begun", "ended")
 
-    head = "http.response.start"
+    start = "http.response.start"
 
-    def __init__(self, of: Fairness, scope: Scope, send: Send, dialect: str) -> None:
-        self.of, self.asked, self.verdict = of, NOTHING, None
-        self._scope, self._send, self._dialect = scope, send, dialect
-        self.begun = self.ended = False
+    def __init__(self, of: Fairness, send: Send, dialect: str) -> None:
+        self.of, self.dialect, self.asked, self.verdict = of, dialect, NOTHING, None
+        self._send = send
+        self.begun = self.ended = self.telling = self.cancel = False
 
     # No coroutine of its own: every part of an answer passes here.
     def send(self, message: Message) -> Awaitable[None]:
-        if message["type"] == self.head:
+        if message["type"] == self.start:
             self.begun = True
-            ours = self._told()
-            if ours:
-                headers = [*message.get("headers", ())]  # an iterable, to be read once
-                for name, _ in headers:
-                    if name in NAMES:
-                        headers = _without(headers, {name for name, _ in ours})
-                        break
-                headers += ours
-                message = {**message, "headers": headers}
+            message = self.head(message)
         return self._send(message)
 
-    def _told(self) -> Headers:
-        verdict = self.verdict
-        if verdict is not None and verdict[0] and not verdict[9]:
-            return self.asked.passed(verdict)
-        return fields(self._dialect, verdict)
-
-    async def refuse(self, refused: Refused) -> bool:
+    async def refuse(self, refused: Refused, scope: Scope, send: Send) -> bool:
         """Answer with the refusal, if it is not too late for one."""
         if self.begun:
             return False
-        await send_whole(self._send, *render(refused, self._fields(refused)))
+        await send_whole(send, *render(refused, self.refusing(refused)))
         return True
 
     def over(self) -> None:
-        """Nothing more is sent. The ticket stays with the request's standing, for tasks that outlast it,
-        but not the request: the way to its client leads back there, and would leave it all to the
-        collector."""
-        self._send, self._scope = _nobody, _NO_SCOPE
-
-    def _fields(self, refused: Refused) -> Headers:
-        return fields(self._dialect, self.verdict, refused.retry_after)
+        """Nothing more is sent. The ticket stays with the request's standing, but not the request: the
+        way to its client leads back there, and would leave it all to the collector."""
+        self._send = _nobody
 
 
 class _Socket(_Answer):
@@ -264,26 +291,21 @@ class _Socket(_Answer):
 
     __slots__ = ()
 
-    head = "websocket.accept"
+    start = "websocket.accept"
 
     def send(self, message: Message) -> Awaitable[None]:
         if message["type"] in ("websocket.close", "websocket.http.response.start"):
             self.ended = True
         return super().send(message)
 
-    async def refuse(self, refused: Refused) -> bool:
+    async def refuse(self, refused: Refused, scope: Scope, send: Send) -> bool:
         if self.ended:
             return False
         if self.begun:
-            await self._send(
-                {"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": refused.reason}
-            )
+            await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": refused.reason})
         else:
-            await refuse_websocket(self._scope, self._send, refused, self._fields(refused))
+            await refuse_websocket(scope, send, refused, self.refusing(refused))
         return True
-
-
-_NO_SCOPE: Final[Scope] = {}
 
 
 async def _nobody(message: Message) -> None:
@@ -311,7 +333,12 @@ def _is_preflight(scope: Scope) -> bool:
 def _take_up(matched: Matched, standing: Current) -> None:
     """What the route says of the request; `CallerLeft` where nobody is left whom it would be for."""
     standing.route, standing.lasting = matched.template, matched.lasting
-    if matched.cancel and standing.caller is not None:
+    if matched.cancel:
+        _take_along(standing)
+
+
+def _take_along(standing: Current) -> None:
+    if standing.caller is not None:
         standing.caller.take_along()
 
 

@@ -23,7 +23,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headworks.admission import AdmissionGate, Entry, Slot
-from headworks.current import ROUTE
+from headworks.current import ROUTE, current
 from headworks.fairness import Ahead, FairnessGate
 from headworks.health.probes import PATHS
 from headworks.problem import Whole
@@ -82,10 +82,8 @@ class _Waiting(NamedTuple):
         self.door.heard(self, verdict)
 
 
-def _known(answer: Whole | None) -> Callable[[Scope], Awaitable[Whole | None]] | None:
+def _known(answer: Whole) -> Callable[[Scope], Awaitable[Whole | None]]:
     """An answer that is known, as one that has still to be asked for."""
-    if answer is None:
-        return None
 
     async def first(scope: Scope) -> Whole | None:
         return answer
@@ -169,7 +167,7 @@ class Door:
         next on its connection may begin with that."""
         _, scope, entry, server, cycle = waiting
         try:
-            refusal = self._ahead.answer(scope, verdict)
+            refusal = self._ahead.answer(scope, entry, verdict)
         except Exception as error:
             self._admission.turn_back(entry, scope, 500)
             server.go_on(cycle, self, _raising(error))
@@ -179,7 +177,8 @@ class Door:
             server.go_on(cycle, self, refusal)
             return
         try:
-            server.go_on(cycle, self, partial(self._admission.go_on, entry, first=_known(refusal)))
+            first = None if refusal is None else _known(refusal)
+            server.go_on(cycle, self, partial(self._admission.go_on, entry, first))
         except BaseException:
             self._admission.turn_back(entry, scope, 0)
             raise
@@ -223,7 +222,7 @@ class Door:
         return self._asked(self._admission.enter(scope), scope, receive, send)
 
     def _asked(self, entry: Entry, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        return self._admission.go_on(entry, scope, receive, send, self._first)
+        return self._admission.go_on(entry, self._first, scope, receive, send)
 
     async def _first(self, scope: Scope) -> Whole | None:
         """Ask once there is a place, and before anything else is made of the request.
@@ -237,7 +236,7 @@ class Door:
             verdict = await self._store.ask(self._ahead.question(scope))
         except Exception:
             return None
-        return self._ahead.answer(scope, verdict)
+        return self._ahead.answer(scope, current(), verdict)
 
 
 def _raising(error: Exception) -> ASGIApp:
