@@ -14,7 +14,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Final
 
-from headworks.address import Network, Scope, Trust, client_address
+from headworks.address import Network, Scope, Trust, client_of
 from headworks.current import Criticality
 
 log = logging.getLogger("headworks")
@@ -57,9 +57,9 @@ class Rank:
     weight: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which makes one in a third of the time: a stranger's is made anew
 class Identity:
-    """A caller as the layers know it.
+    """A caller as the layers know it. Nobody changes one.
 
     user         whom its own limits are kept for: a digest of a known key, else the address. Bounded in
                  length, and never a key as it was sent
@@ -84,7 +84,8 @@ class Callers:
     header        name of the header that carries the key
     tiers         rank of every tier by name; holds `default_tier`
     default_tier  the tier of everybody unknown
-    keys          table of keys and whose they are (or only their tiers), asked before the resolver
+    keys          table of keys and whose they are (or only their tiers), asked before the resolver; by
+                  digest in `table`, and as sent in `as_sent`, where no digest is needed to find one
     trust         networks whose forwarding headers are believed
     ttl           seconds an answer of the resolver is used, default 60 (at most 10 where it did not
                   know the key); a known key whose answer ran out keeps it while the resolver fails
@@ -105,15 +106,16 @@ class Callers:
     ) -> None:
         self.header = header.lower().encode("latin-1")
         self.tiers, self.default_tier = dict(tiers), default_tier
+        self._rank = self.tiers[default_tier]
         self.trust, self.ttl, self.size = Trust(trust), ttl, size
         self.table: dict[str, Identity] = {}
-        self._as_sent: dict[bytes, Identity] = {}
+        self.as_sent: dict[bytes, Identity] = {}
         for key, caller in (keys or {}).items():
             sent, digest = key.encode(), digest_of(key.encode())
             caller = caller if isinstance(caller, Caller) else Caller(caller)
             self.table[digest] = self.somebody(digest, caller)
             if _readable(sent) == sent:  # the policy has it in the clear: nothing is given away
-                self._as_sent[sent] = self.table[digest]
+                self.as_sent[sent] = self.table[digest]
 
     def somebody(self, digest: str, caller: Caller) -> Identity:
         """The owner of a known key; a tier the policy does not have is the default one."""
@@ -124,22 +126,12 @@ class Callers:
 
     def nobody(self, scope: Scope) -> Identity:
         """A caller nobody vouches for, counted by address."""
-        user, rank = f"ip:{client_address(scope, self.trust)}", self.tiers[self.default_tier]
+        (_, _, address), _ = client_of(scope, self.trust)
+        user, rank = f"ip:{address}", self._rank
         return Identity(user, user, self.default_tier, rank.criticality, rank.weight, False)
 
-    def at_once(self, scope: Scope) -> Identity | None:
-        """The owner of a key that stands in the policy's table just as it was sent: no digest is
-        needed to find it. None says nothing."""
-        sent = self._sent(scope) if self._as_sent else None
-        return None if sent is None else self._as_sent.get(sent)
-
-    def key(self, scope: Scope) -> bytes | None:
-        """The key as sent; None when absent, sent twice, too long, or no printable UTF-8."""
-        sent = self._sent(scope)
-        return None if sent is None else _readable(sent)
-
-    def _sent(self, scope: Scope) -> bytes | None:
-        """The header's value; None when there are none or several."""
+    def sent(self, scope: Scope) -> bytes | None:
+        """The value of the header that carries the key; None when there are none or several."""
         found, wanted = None, self.header
         for name, value in scope.get("headers", ()):
             if name == wanted:
@@ -150,6 +142,7 @@ class Callers:
 
 
 def _readable(sent: bytes) -> bytes | None:
+    """A key as it was sent; None when it is too long, or no printable UTF-8."""
     key = sent.strip()
     if not 0 < len(key) <= MAX_KEY:
         return None
@@ -224,33 +217,37 @@ class Identifier:
 
     def identify(self, scope: Scope) -> Identity:
         """The caller by what is known already, without waiting; a key not known yet is nobody's."""
-        callers, seen = self.callers, scope.get(_SEEN)
-        if seen is not None and seen[0] is callers:
+        seen = scope.get(_SEEN)
+        if seen is not None and seen[0] is self.callers:
             known: Identity = seen[1]
             return known
-        at_once = callers.at_once(scope)
-        if at_once is not None:
-            scope[_SEEN] = (callers, at_once)
-            return at_once
-        key = callers.key(scope)
-        if key is None:
-            identity, sure = callers.nobody(scope), True
+        return self.tell(scope)[0]
+
+    def tell(self, scope: Scope) -> tuple[Identity, bool]:
+        """The same of a request not seen yet, and whether that is sure: no resolver would say other."""
+        callers, sure = self.callers, True
+        sent = callers.sent(scope)
+        if sent is None:
+            identity = callers.nobody(scope)
+        elif (known := callers.as_sent.get(sent)) is not None:
+            identity = known
         else:
-            digest = digest_of(key)
-            found = callers.table.get(digest)
-            sure = found is not None or self._resolver is None
-            if found is None and (entry := self._known.get(digest)) is not None:
-                found = entry.identity(callers, digest)
-                sure = entry.expires > asyncio.get_running_loop().time()
-            identity = found or callers.nobody(scope)
+            identity, sure = self._by_digest(scope, callers, sent)
         if sure:
             scope[_SEEN] = (callers, identity)
-        return identity
+        return identity, sure
 
-    def seen(self, scope: Scope, callers: Callers) -> Identity | None:
-        """Whom `identify` was sure of in this request, by these `callers`; None where it was not."""
-        seen = scope.get(_SEEN)
-        return seen[1] if seen is not None and seen[0] is callers else None
+    def _by_digest(self, scope: Scope, callers: Callers, sent: bytes) -> tuple[Identity, bool]:
+        key = _readable(sent)
+        if key is None:
+            return callers.nobody(scope), True
+        digest = digest_of(key)
+        found = callers.table.get(digest)
+        sure = found is not None or self._resolver is None
+        if found is None and (entry := self._known.get(digest)) is not None:
+            found = entry.identity(callers, digest)
+            sure = entry.expires > asyncio.get_running_loop().time()
+        return found or callers.nobody(scope), sure
 
     async def resolve(self, scope: Scope, callers: Callers | None = None) -> Identity:
         """The caller, asking the resolver where nothing is known. Many at once with one key ask once.
@@ -261,10 +258,12 @@ class Identifier:
         the default tier, counted by address. Never raises on account of the resolver.
         """
         callers = callers or self.callers
-        seen = self.seen(scope, callers)
-        if seen is not None:
-            return seen
-        key = callers.key(scope)
+        seen = scope.get(_SEEN)
+        if seen is not None and seen[0] is callers:
+            known: Identity = seen[1]
+            return known
+        sent = callers.sent(scope)
+        key = None if sent is None else _readable(sent)
         if key is None:
             return callers.nobody(scope)
         digest = digest_of(key)

@@ -10,10 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headworks.address import MAX_FORWARDED, Trust, client_address, client_within
+from headworks.address import (
+    MAX_FORWARDED,
+    MAX_HOPS,
+    MAX_PEERS,
+    Scope,
+    Trust,
+    client_of,
+    client_within,
+)
 
 OURS = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))
 TRUST = Trust(OURS)
+
+
+def client_address(asked: Scope, trust: Trust) -> str:
+    return client_of(asked, trust)[0][2]
 
 
 def scope(peer: str | None = "10.0.0.1", *headers: tuple[str, str | bytes]) -> dict[str, Any]:
@@ -215,3 +227,59 @@ def test_one_trusted_address_is_a_network_of_its_own(peer: str) -> None:
     assert client_address(scope(neighbour, asked), alone) != "198.51.100.1"
     assert client_within(scope(peer), alone)
     assert not client_within(scope(neighbour), alone)
+
+
+def general(asked: Scope, trust: Trust) -> tuple[str, bool]:
+    """`X-Forwarded-For` as it is defined: hop by hop from the right, each an address by itself."""
+    peer = client_of(asked | {"headers": []}, trust)[0]
+    rest = ",".join(value.decode("latin-1") for _, value in asked["headers"])
+    hops = [hop.strip() for hop in reversed(rest.split(","))]
+    if not hops[-1]:  # nothing stands before the first comma
+        hops.pop()
+    for hop in hops[:MAX_HOPS] if trust.holds(peer) and asked["headers"] else ():
+        found = client_of(scope(hop), trust)[0]
+        if found[2] == "local":
+            return peer[2], False
+        peer = found
+        if not trust.holds(peer):
+            break
+    return peer[2], True
+
+
+HOPS = st.one_of(
+    ADDRESSES,
+    st.sampled_from(
+        ["10.0.0.2", "fd00::2", "::ffff:10.0.0.3", "::ffff:198.51.100.1", "2001:db8:1:2::1", "unknown"]
+    ),
+    st.builds("{}:{}".format, ADDRESSES, st.integers(0, 70_000)),
+    st.builds("[{}]{}".format, ADDRESSES, st.sampled_from(["", ":80", " ", "junk"])),
+    st.builds("{}%{}".format, ADDRESSES, st.sampled_from(["eth0", ""])),
+    st.text('0123456789abcf.:[]% \t\x85\xa0"', max_size=12),
+)
+SPACED = st.builds("{}{}{}".format, BLANK := st.sampled_from(["", "", " ", "\t", "\xa0"]), HOPS, BLANK)
+
+
+@given(
+    st.lists(st.lists(SPACED, max_size=3).map(",".join), max_size=3),
+    st.sampled_from(["203.0.113.7", "10.0.0.1", "fd00::1%eth0", "::ffff:10.0.0.1", "nobody", None]),
+)
+def test_a_hop_that_comes_alone_is_read_as_any_other(values: list[str], peer: str | None) -> None:
+    """Nearly every request has one, and it is not walked: same address, same doubts; and a peer that is
+    remembered is the peer that it was."""
+    trust = Trust(OURS)
+    asked = scope(peer, *(("X-Forwarded-For", value.encode("latin-1")) for value in values))
+    expected = general(asked, trust)
+    for _ in range(2):
+        address, sure = client_of(asked, trust)
+        assert (address[2], sure) == expected
+        assert client_within(asked, trust) == (sure and trust.holds(address))
+
+
+def test_what_is_remembered_of_peers_is_bounded() -> None:
+    """In number and in length: a server may have taken them out of a header."""
+    trust = Trust(OURS)
+    for number in range(2 * MAX_PEERS):
+        assert trust.peer(f"10.0.{number >> 8}.{number & 255}")[1]
+        assert trust.peer(f"[fd00::{number:x}]{'x' * 1000}")[1]
+    assert len(trust._peers) <= MAX_PEERS
+    assert max(map(len, trust._peers)) <= 16

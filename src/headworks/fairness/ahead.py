@@ -23,11 +23,11 @@ from typing import Final
 from starlette.types import Scope
 
 from headworks.current import ROUTE, Current
-from headworks.fairness.gate import Fairness, Given, Ticket, place_of
+from headworks.fairness.gate import Fairness, Given, Ticket
 from headworks.fairness.headers import fields
 from headworks.fairness.limits import Asks
 from headworks.fairness.refusal import judged, refusal
-from headworks.fairness.routes import Matched, Routes
+from headworks.fairness.routes import Routes, place_of
 from headworks.identity import Identifier
 from headworks.problem import Whole, render
 from headworks.store.deny import LATELY
@@ -72,17 +72,25 @@ class Ahead:
 
     def look(self, scope: Scope) -> Given | None:
         """What an HTTP request is asked for, None where that is for inside."""
-        fairness, identifier = self._fairness, self._identifier
+        fairness = self._fairness
         if fairness.rewritten:
             return None
-        identity, rules, matched = identifier.identify(scope), fairness.rules, self._route(scope)
-        if matched is None or identifier.seen(scope, rules.callers) is None:
+        identity, sure = self._identifier.tell(scope)
+        if not sure:
+            return None
+        place = place_of(scope)
+        try:
+            matched = self._routes.find(scope, place)
+        except Exception:  # of the application's own rules: to be raised inside, where it is answered
+            return None
+        if matched is None:
             return None
         scope[ROUTE] = matched.template
+        rules = fairness.rules
         asked = rules.limits.asks(identity, matched)
         # Half the time of its own constructor.
         given = scope[fairness.given] = tuple.__new__(
-            Given, (rules, place_of(scope), matched, asked, identity.criticality)
+            Given, (rules, place, matched, asked, identity.criticality)
         )
         if asked.question is None or asked.shadow:
             return None
@@ -135,9 +143,3 @@ class Ahead:
             fairness, rules.dialect, asked, verdict, matched.cancel
         )
         return None
-
-    def _route(self, scope: Scope) -> Matched | None:
-        try:
-            return self._routes.find(scope)
-        except Exception:  # of the application's own rules: to be raised inside, where it is answered
-            return None

@@ -18,7 +18,7 @@ from headworks.errors import QuotaExceeded, Refused
 from headworks.fairness.headers import NAMES, fields
 from headworks.fairness.limits import NOTHING, Asked, Limits
 from headworks.fairness.refusal import judged
-from headworks.fairness.routes import Matched, Routes
+from headworks.fairness.routes import Matched, Place, Routes, place_of
 from headworks.fairness.translate import refused_behind
 from headworks.identity import Callers, Identifier, Identity
 from headworks.problem import TRY_AGAIN_LATER, Headers, refuse_websocket, render, send_whole
@@ -87,7 +87,7 @@ class Given(NamedTuple):
     """
 
     rules: Rules
-    place: tuple[str, str, str]
+    place: Place
     matched: Matched
     asked: Asked
     criticality: Criticality
@@ -310,11 +310,6 @@ class _Socket(_Answer):
 
 async def _nobody(message: Message) -> None:
     """Whom the parts of an answer reach once its request is over."""
-
-
-def place_of(scope: Scope) -> tuple[str, str, str]:
-    """What a request's route is found by."""
-    return scope["method"], scope["path"], scope.get("root_path", "")
 
 
 def _without(theirs: Iterable[tuple[bytes, bytes]], names: set[bytes]) -> Headers:

@@ -27,6 +27,8 @@ from headworks.policy.units import Rate, parse_duration, parse_rate
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+Place = tuple[str, str, str]
+"""Method, path and root path: what the route of an HTTP request is found by."""
 Whose = Literal["user", "tenant", "all"]
 """Whose requests a limit counts together."""
 
@@ -127,6 +129,11 @@ def normalised(path: str) -> str:
     return _CONVERTOR.sub(r"{\1}", path)
 
 
+def place_of(scope: Scope) -> Place:
+    """What an HTTP request's route is found by."""
+    return scope["method"], scope["path"], scope.get("root_path", "")
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     """One route: how it matches, and what is there, a leaf or the table of a mounted application.
@@ -160,20 +167,21 @@ class _Table:
             for first in {place.first for place in self.places}
         }
         self._elsewhere = self._by_first.get(None, [])
-        self._known: dict[tuple[str, str, str], Matched] = {}
+        self._known: dict[Place, Matched] = {}
 
-    def find(self, scope: Scope) -> Matched | None:
+    def find(self, scope: Scope, asked: Place | None = None) -> Matched | None:
         """The route; one without parameters that was found before by a single look.
 
         What is remembered must be as true of the next request: the path is the whole of a template,
         the match full, and no route before it looks at more than what is remembered by.
         """
-        if scope["type"] != "http":
-            return self._find(scope, None)
-        asked = (scope["method"], scope["path"], scope.get("root_path", ""))
+        if asked is None:
+            if scope["type"] != "http":
+                return self._find(scope, None)
+            asked = place_of(scope)
         return self._known.get(asked) or self._find(scope, asked)
 
-    def _find(self, scope: Scope, asked: tuple[str, str, str] | None) -> Matched | None:
+    def _find(self, scope: Scope, asked: Place | None) -> Matched | None:
         partial: Matched | None = None
         plain = asked is not None
         first = get_route_path(scope).lstrip("/").partition("/")[0]
@@ -206,16 +214,19 @@ class Routes:
         self._table: _Table | None = None
         self._lists: list[tuple[Sequence[BaseRoute], int]] = []
 
-    def find(self, scope: Scope) -> Matched | None:
-        """The route of a request, or None when none matches."""
-        return self._current().find(scope)
+    def find(self, scope: Scope, place: Place | None = None) -> Matched | None:
+        """The route of a request, or None when none matches.
+
+        place  what `place_of` says of it, where that is known already
+        """
+        return self._current().find(scope, place)
 
     def templates(self) -> set[str]:
         """Every template there is."""
         return set(self._current().templates())
 
     def _current(self) -> _Table:
-        routes = self._app.routes
+        routes = self._app.router.routes
         if self._table is not None and self._lists[0][0] is routes:
             for sequence, length in self._lists:
                 if len(sequence) != length:
