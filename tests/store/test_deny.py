@@ -184,15 +184,59 @@ async def test_forgetting_and_giving_back_are_heard() -> None:
     assert (await front.ask(final())).allowed
 
 
+async def refuse(front: Front, key: str) -> None:
+    await front.inner.ask(final(key, cost=10))
+    assert not (await front.ask(final(key))).allowed
+
+
 async def test_it_remembers_so_many_keys_and_no_more() -> None:
-    front = Front(size=3)
-    for i in range(10):
-        await front.ask(final(f"k{i}", cost=10))
-        await front.ask(final(f"k{i}"))
+    """The half that was asked for last is there whatever came before."""
+    front = Front(size=4)
+    for i in range(11):
+        await refuse(front, f"k{i}")
+        assert len(front.cache) <= 4
+        before = front.through
+        for last in range(max(0, i - 1), i + 1):
+            await front.ask(final(f"k{last}"))
+        assert front.through == before
+        assert len(front.cache) <= 4
+    await front.ask(final("k0"))
+    assert front.through == before + 1
+
+
+@pytest.mark.parametrize("way", ["asked", "known"])
+async def test_a_flood_of_strangers_drives_out_nobody_who_is_asked_for_all_the_time(way: str) -> None:
+    front = Front(size=10)
+    await refuse(front, "often")
+    for i in range(100):
+        for stranger in range(4):
+            await refuse(front, f"stranger{4 * i + stranger}")
+        before = front.through
+        if way == "known":
+            assert front.cache.known_nowait(final("often").asks) is not None
+        else:
+            await front.ask(final("often"))
+        assert (front.through, len(front.cache) <= 10) == (before, True)
+
+
+async def test_a_refusal_is_one_key_however_often_and_in_whatever_way_it_comes() -> None:
+    """Also where the smallest cost is learned anew of one that was among the old ones."""
+    front = Front(size=4)
+    await front.inner.ask(final("k", cost=6))
+    await front.ask(final("k", cost=8))
+    for stranger in ("a", "b"):
+        await refuse(front, stranger)
+    assert len(front.cache) == 3
+    await front.ask(final("k", cost=7))
     assert len(front.cache) == 3
     before = front.through
-    await front.ask(final("k9"))
+    assert not (await front.ask(final("k", cost=7))).allowed
     assert front.through == before
+    await front.cache.forget(["a", "k"])
+    assert len(front.cache) == 1
+    await front.ask(final("k", cost=7))
+    await front.ask(final("a"))
+    assert front.through == before + 2
 
 
 async def test_what_was_decided_without_the_store_is_not_remembered() -> None:

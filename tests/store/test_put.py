@@ -403,9 +403,9 @@ async def test_the_deny_cache_remembers_with_the_time_it_was_put() -> None:
         inner.delay = 0.04
         began = now()
         assert not (await way(store, refused)).allowed
-        (remembered,) = store._heard.values()
+        ((*_, retry_after, at),) = store._young.values()
         assert store.known_nowait(refused.asks) is not None
-        found.append((remembered.at - began, round(remembered.state.retry_after, 6)))
+        found.append((at - began, round(retry_after, 6)))
         await store.aclose()
     assert found[0] == found[1]
     assert found[0][0] == 0.0

@@ -27,15 +27,18 @@ class Window:
     """At most `limit` units in any `period_us` microseconds.
 
     grain_us  width of a sub-bucket, ≥ 1: the window may refuse what would fit one grain later
+    most      units that can ever come at once: the limit
     period    the period in seconds
     """
 
     limit: int
     period_us: int
     grain_us: int
+    most: int = field(init=False, repr=False, compare=False)
     period: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "most", self.limit)
         object.__setattr__(self, "period", self.period_us / 1_000_000)
         if self.limit < 1 or self.period_us < 1 or not 1 <= self.grain_us <= self.period_us:
             raise ValueError(f"{self}: limit ≥ 1, period_us ≥ 1 and 1 ≤ grain_us ≤ period_us are needed")
@@ -54,7 +57,8 @@ class Bucket:
 
     One unit takes `pace_us / pace_per` microseconds: period over limit in lowest terms, so that
     nothing is ever rounded. Where that does not fit into 2⁵³ for a whole burst, the time per unit is
-    rounded up to a thousandth of a microsecond. `period` is the period in seconds.
+    rounded up to a thousandth of a microsecond. `most` is the burst, as what can ever come at once,
+    `period` the period in seconds.
     """
 
     limit: int
@@ -62,6 +66,7 @@ class Bucket:
     burst: int
     pace_us: int = field(init=False, repr=False, compare=False)
     pace_per: int = field(init=False, repr=False, compare=False)
+    most: int = field(init=False, repr=False, compare=False)
     period: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +82,7 @@ class Bucket:
             )
         object.__setattr__(self, "pace_us", pace)
         object.__setattr__(self, "pace_per", per)
+        object.__setattr__(self, "most", self.burst)
         object.__setattr__(self, "period", self.period_us / 1_000_000)
 
     @classmethod

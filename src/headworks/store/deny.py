@@ -16,13 +16,11 @@ of those may be gone. `reset` and `retry_after` count down.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from headworks.clock import loop_clock
-from headworks.limits.shapes import Bucket, Shape
+from headworks.limits.shapes import Shape
 from headworks.store.protocol import (
     Ask,
     FinalAsk,
@@ -37,78 +35,52 @@ from headworks.store.protocol import (
 from headworks.verdict import LimitState, Verdict
 
 SIZE = 10_000
-"""Keys remembered; the one that was asked for longest ago is forgotten first."""
+"""Keys remembered at most; the half of it that was asked for last is never forgotten."""
 FRESH = 0.02
 """Seconds for which a refusal that was just given is given again as it is, to whoever asks at once."""
 LATELY = 1024
 """Refusals that are kept for that."""
 
 
-def _most(shape: Shape) -> int:
-    return shape.burst if isinstance(shape, Bucket) else shape.limit
-
-
-class _Heard(NamedTuple):
-    """A limit that refused: what was asked of which shape, what was answered, and when."""
-
-    shape: Shape
-    cost: int
-    state: LimitState
-    at: float
-
-    def stands(self, now: float) -> bool:
-        """Whether it still does."""
-        return now < self.at + self.state.retry_after
-
-    def later(self, ask: Ask, now: float) -> LimitState | None:
-        """The state counted down to now; None where it does not refuse this ask."""
-        shape, cost, (_, limit, window, _, left, reset, again), at = self
-        name, _, asked, wanted = ask
-        gone = now - at
-        if wanted < cost or again <= gone or (shape is not asked and shape != asked):
-            return None
-        if gone >= reset:
-            left, reset = _most(asked), gone
-        state = (name, limit, window, False, left, reset - gone, again - gone)
-        return tuple.__new__(LimitState, state)
-
-
+_Heard = tuple[Shape, int, int, float, float, float]
+"""Of a limit that refused: its shape, what was asked for, what was left, after how many seconds it would
+be unused and the cost would fit, and from when those count."""
 _Place = str | tuple[str]
 """A key; by itself in a tuple for a cost that never fits: that refusal must not stand for others."""
+_Found = tuple[Ask, _Place, _Heard]
 
-
-def _place(ask: Ask) -> _Place:
-    _, key, shape, cost = ask
-    return (key,) if cost > _most(shape) else key
-
-
-def _final(asks: Sequence[Ask]) -> bool:
-    return all(type(ask) is FinalAsk for ask in asks)
+_new = tuple.__new__
+"""Fills a named tuple in a third of the time its own constructor takes."""
 
 
 class DenyCache:
     """A store in front of another one, which hears of a denied caller only when it may have changed.
 
-    size  keys remembered, ≥ 1, default 10,000
+    size  keys remembered at most, ≥ 2, default 10,000
+
+    They are of two generations. Who is asked for is among the young; when those are half of `size`,
+    they become the old ones, and the old ones are forgotten together. So a flood of strangers drives out
+    nobody who is asked for again within half of `size` others, and being asked for costs no list.
     """
 
     def __init__(self, inner: Store, *, size: int = SIZE) -> None:
-        self._inner, self._size, self._now = inner, size, loop_clock()
-        self._heard: OrderedDict[_Place, _Heard] = OrderedDict()
+        self._inner, self._half, self._now = inner, size // 2, loop_clock()
+        self._young: dict[_Place, _Heard] = {}
+        self._old: dict[_Place, _Heard] = {}
         self._lately: dict[int, tuple[Sequence[Ask], Verdict, float]] = {}
         self._questions = 0
         self._hears = self._hear
 
     def __len__(self) -> int:
         """Keys remembered."""
-        return len(self._heard)
+        return len(self._young) + len(self._old)
 
     async def ask(self, question: Question) -> Verdict:
         asks, horizon, gate, _, demand = question
         if horizon > 0 or gate is not None or demand > 0:
             return await self._inner.ask(question)
-        now = self._now()
-        if self._heard and (known := self._known(asks, now)) is not None:
+        now, found = self._now(), self._found(asks)
+        if found and (known := self._told(found, now)) is not None:
             return known
         verdict = await self._inner.ask(question)
         self._hear(asks, now, verdict)
@@ -119,61 +91,88 @@ class DenyCache:
         to, this is for tasks."""
         return first is None and self._inner.put(question, to, self._hears)
 
-    def _hear(self, asks: Sequence[Ask], asked_at: float, verdict: Verdict) -> None:
-        if not verdict[0] and not verdict.degraded and _final(asks):
-            self._remember(asks, verdict, asked_at)
-
     def known_nowait(self, asks: Sequence[Ask]) -> Verdict | None:
         """The refusal that `ask` would answer with from here, None where it would ask the store.
 
         The same asks, object for object, are given the same verdict for `FRESH` seconds: what counts
         down in it does so in steps of that length, and its time never ends later.
         """
-        if not self._heard:
+        if not self._young and not self._old:
             return None
-        now, lately = self._now(), self._lately.get(id(asks))
-        if lately is not None and lately[0] is asks and now < lately[2]:
+        lately = self._lately.get(id(asks))
+        if lately is not None and lately[0] is asks and self._now() < lately[2]:
             self._questions += 1
             return lately[1]
-        verdict = self._known(asks, now)
+        found = self._found(asks)
+        if not found:
+            return None
+        now = self._now()
+        verdict = self._told(found, now)
         if verdict is not None:
             if len(self._lately) >= LATELY:
                 self._lately.clear()
             self._lately[id(asks)] = (asks, verdict, now + min(FRESH, verdict.retry_after))
         return verdict
 
-    def _known(self, asks: Sequence[Ask], now: float) -> Verdict | None:
-        """The refusal, when one limit is known to refuse."""
-        heard, places, states, again = self._heard, [], [], 0.0
+    def _found(self, asks: Sequence[Ask]) -> list[_Found]:
+        """What is remembered of their limits; nothing, where the store is to be asked in any case."""
+        young, old = self._young, self._old
+        found: list[_Found] = []
         for ask in asks:
-            if type(ask) is not FinalAsk or not ask[3]:
-                return None
-            place = _place(ask)
-            one = heard.get(place)
-            if one is None or (state := one.later(ask, now)) is None:
-                continue
-            places.append(place)
-            states.append(state)
-            if state[6] > again:
-                again = state[6]
-        if not again:
-            return None
-        for place in places:
-            heard.move_to_end(place)
-        self._questions += 1
-        return Verdict(False, again, tuple(states))
+            _, key, shape, cost = ask
+            if type(ask) is not FinalAsk or not cost:
+                return []
+            place = key if cost <= shape.most else (key,)
+            one = young.get(place) or old.get(place)
+            if one is not None:
+                found.append((ask, place, one))
+        return found
 
-    def _remember(self, asks: Sequence[Ask], verdict: Verdict, now: float) -> None:
-        for ask, state in zip(asks, verdict.limits, strict=False):
-            if state.allowed or not ask.cost:
+    def _told(self, found: list[_Found], now: float) -> Verdict | None:
+        """The refusal, counted down to now, when one limit still refuses."""
+        states, again = [], 0.0
+        for (name, _, asked, wanted), place, one in found:
+            shape, cost, left, reset, wait, at = one
+            gone = now - at
+            if wanted < cost or wait <= gone or (shape is not asked and shape != asked):
                 continue
-            place = _place(ask)
-            old = self._heard.get(place)
-            if old is None or old.cost >= ask.cost or old.shape != ask.shape or not old.stands(now):
-                self._heard[place] = _Heard(ask.shape, ask.cost, state, now)
-                self._heard.move_to_end(place)
-        while len(self._heard) > self._size:
-            self._heard.popitem(last=False)
+            if gone >= reset:
+                left, reset = asked.most, gone
+            wait -= gone
+            state = (name, asked.limit, asked.period, False, left, reset - gone, wait)
+            states.append(_new(LimitState, state))
+            if wait > again:
+                again = wait
+            if self._old.pop(place, None):
+                self._keep(place, one)
+        if not states:
+            return None
+        self._questions += 1
+        return _new(Verdict, (False, again, tuple(states), 0.0, 0, 0, 0, None, 0.0, False))
+
+    def _hear(self, asks: Sequence[Ask], asked_at: float, verdict: Verdict) -> None:
+        """Remember the limits that refuse, each with the smallest cost that it has refused."""
+        if verdict[0] or verdict[9]:
+            return
+        for i, (_, _, _, fits, left, reset, wait) in enumerate(verdict[2]):
+            ask = asks[i]
+            _, key, shape, cost = ask
+            if fits or not cost or type(ask) is not FinalAsk:
+                continue
+            place = key if cost <= shape.most else (key,)
+            one = self._young.get(place) or self._old.pop(place, None)
+            if one is None or one[1] >= cost or one[0] != shape or one[5] + one[4] <= asked_at:
+                one = (shape, cost, left, reset, wait, asked_at)
+            self._keep(place, one)
+
+    def _keep(self, place: _Place, one: _Heard) -> None:
+        """Among the young. Where those are half of all, they become the old ones, and who was old is
+        forgotten: nobody has asked for it since."""
+        young = self._young
+        if len(young) >= self._half and place not in young:
+            self._old, young = young, {}
+            self._young = young
+        young[place] = one
 
     async def report(self, report: Report) -> Standing:
         self._forget([correction.key for correction in report.corrections])
@@ -193,8 +192,9 @@ class DenyCache:
     def _forget(self, keys: Sequence[str]) -> None:
         self._lately.clear()
         for key in keys:
-            self._heard.pop(key, None)
-            self._heard.pop((key,), None)
+            for heard in (self._young, self._old):
+                heard.pop(key, None)
+                heard.pop((key,), None)
 
     async def aclose(self) -> None:
         await self._inner.aclose()

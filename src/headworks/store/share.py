@@ -23,7 +23,8 @@ from headworks.store.protocol import Ask, Gate, Question, Report, Standing
 from headworks.verdict import Verdict
 
 REMEMBERED = 10_000
-"""Keys whose last reply is remembered."""
+"""Keys whose last reply is remembered at most. Of those without a gate, the half that was heard of last
+is never forgotten: when those are so many, they become the old ones, and the old ones are forgotten."""
 SEEN = 100_000
 """Keys met since the store went; beyond this they are met afresh, and start empty again."""
 LATER_THAN_ANY = 2**53
@@ -38,7 +39,8 @@ class LocalShare:
     def __init__(self, processes: Callable[[Gate | None], int]) -> None:
         self._processes = processes
         self._room: OrderedDict[str, bool] = OrderedDict()
-        self._empty: OrderedDict[str, None] = OrderedDict()
+        self._empty: dict[str, None] = {}
+        self._emptied: dict[str, None] = {}  # the old ones
         self._epochs: dict[str, int] = {}
         self._store = MemoryStore()
         self._seen: set[str] = set()
@@ -52,15 +54,19 @@ class LocalShare:
         that there was no room, since without it there is some."""
         gate = question[2]
         if gate is None:
-            empty = self._empty
-            for (_, key, _, _), state in zip(question[0], verdict[2], strict=False):
+            asks, empty = question[0], self._empty
+            for i, state in enumerate(verdict[2]):
                 if state[4] <= 0:
-                    empty[key] = None
-                    empty.move_to_end(key)
-                    if len(empty) > REMEMBERED:
-                        empty.popitem(last=False)
-                elif empty:
+                    key = asks[i][1]
+                    if key not in empty:
+                        if len(empty) >= REMEMBERED // 2:
+                            self._emptied, empty = empty, {}
+                            self._empty = empty
+                        empty[key] = None
+                elif empty or self._emptied:
+                    key = asks[i][1]
                     empty.pop(key, None)
+                    self._emptied.pop(key, None)
             return
         self._epochs[gate.key] = verdict.epoch
         for ask, state in zip(question.asks, verdict.limits, strict=False):
@@ -84,11 +90,10 @@ class LocalShare:
 
     def _ours(self, ask: Ask, gate: Gate | None) -> Ask:
         shape, shared = ask.shape, gate is None
-        most = shape.burst if isinstance(shape, Bucket) else shape.limit
         parts = self._processes(gate)
         if shared:
             parts = min(parts, shape.limit)
-        burst = min(max(ask.cost, 1), most)  # whole costs, one after the other
+        burst = min(max(ask.cost, 1), shape.most)  # whole costs, one after the other
         unit = Ask(ask.name, ask.key, Bucket(shape.limit, shape.period_us * parts, 1))
         try:
             ours = ask._replace(shape=Bucket(shape.limit, shape.period_us * parts, burst))
@@ -98,7 +103,8 @@ class LocalShare:
             if len(self._seen) >= SEEN:
                 self._seen.clear()
             self._seen.add(ask.key)
-            if ask.key in self._empty if shared else not self._room.get(ask.key):
+            spent = ask.key in self._empty or ask.key in self._emptied
+            if spent if shared else not self._room.get(ask.key):
                 self._store.ask_nowait(Question((unit,)))
         return ours
 
@@ -115,4 +121,5 @@ class LocalShare:
         for key in keys:
             self._room.pop(key, None)
             self._empty.pop(key, None)
+            self._emptied.pop(key, None)
             self._store.forget_nowait(key)
