@@ -24,12 +24,11 @@ from starlette.types import Scope
 
 from headworks.current import ROUTE
 from headworks.fairness.gate import Fairness, Given, place_of
-from headworks.fairness.headers import fields
 from headworks.fairness.limits import Asks
-from headworks.fairness.refusal import judged, refusal
+from headworks.fairness.refusal import answered, passing
 from headworks.fairness.routes import Matched, Routes
 from headworks.identity import Identifier
-from headworks.problem import Whole, render
+from headworks.problem import Whole
 from headworks.store.deny import LATELY
 from headworks.store.protocol import Question
 from headworks.telemetry import Decided, Telemetry
@@ -107,8 +106,7 @@ class Ahead:
         return again[1]
 
     def _write(self, given: Given, verdict: Verdict) -> _Written:
-        refused, event = refusal(verdict, given.asked, given.criticality)
-        whole = render(refused, fields(given.rules.dialect, verdict, refused.retry_after))
+        whole, event = answered(verdict, given.asked, given.criticality)
         if len(self._written) >= LATELY:
             self._written.clear()
         written = self._written[id(verdict)] = (verdict, whole, event)
@@ -128,12 +126,14 @@ class Ahead:
 
     def answer(self, scope: Scope, verdict: Verdict) -> Whole | None:
         """The refusal; None where the request may pass, which the scope tells the gate inside."""
-        rules, _, _, asked, criticality = scope[self._fairness.given]
-        refused = judged(verdict, asked, criticality, self._telemetry)
-        if refused is None:
+        _, _, _, asked, criticality = scope[self._fairness.given]
+        if verdict[0]:
+            self._telemetry.emit(passing(verdict, asked, criticality))
             scope[self._fairness.verdict] = verdict
             return None
-        return render(refused, fields(rules.dialect, verdict, refused.retry_after))
+        whole, event = answered(verdict, asked, criticality)
+        self._telemetry.emit(event)
+        return whole
 
     def _route(self, scope: Scope) -> Matched | None:
         try:

@@ -239,7 +239,7 @@ class _Answer(Ticket):
     def _told(self) -> Headers:
         verdict = self.verdict
         if verdict is not None and verdict[0] and not verdict[9]:
-            return self.asked.passed(verdict)
+            return self.asked.told(verdict)
         return fields(self._dialect, verdict)
 
     async def refuse(self, refused: Refused) -> bool:
