@@ -137,8 +137,8 @@ def limits_one_by_one(patch: Patch) -> None:
     ask = Fairness._ask
 
     async def each(self: Fairness, ticket: Any, asked: Asked, criticality: Any) -> Any:
-        for one, fifth in zip(asked.asks, asked.fifths, strict=True):
-            alone = Asked((one,), question=Question((one,)), fifths=(fifth,))
+        for one in asked.asks:
+            alone = Asked((one,), question=Question((one,)), kept=asked.kept)
             if refused := await ask(self, ticket, alone, criticality):
                 return refused
         return None

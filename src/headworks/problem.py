@@ -35,9 +35,10 @@ _NO_STORE: Final = (b"cache-control", b"no-store")
 
 def retry_after_header(seconds: float | None) -> str | None:
     """`Retry-After` in whole seconds, rounded up, at least 1; None when coming back cannot help."""
-    if seconds is None or math.isinf(seconds):
+    if seconds is None or seconds == math.inf:
         return None
-    return str(max(1, math.ceil(seconds - 1e-6)))
+    up = math.ceil(seconds - 1e-6)
+    return str(up if up > 1 else 1)
 
 
 def body(refused: Refused) -> dict[str, Any]:
@@ -65,24 +66,28 @@ def _lasting(kind: type[Refused], detail: str, limit: str | None) -> dict[str, A
 
 
 @lru_cache(maxsize=1024)
-def _written(kind: type[Refused], detail: str, limit: str | None) -> str:
+def beginning(kind: type[Refused], detail: str, limit: str | None) -> str:
     """The same as JSON, without its last brace: writing it takes longer than all else of a refusal."""
     return json.dumps(_lasting(kind, detail, limit), separators=(",", ":"))[:-1]
 
 
 def render(refused: Refused, extra: Headers | None = None) -> Whole:
     """Status, headers and body of a refusal's answer; `extra` headers come after ours."""
-    written = _written(type(refused), refused.detail, refused.limit)  # type: ignore[arg-type]  # a class has a hash
-    seconds = refused.retry_after
+    begun = beginning(type(refused), refused.detail, refused.limit)  # type: ignore[arg-type]  # a class has a hash
+    return whole(refused.status, begun, refused.retry_after, extra)
+
+
+def whole(status: int, begun: str, seconds: float | None, extra: Headers | None) -> Whole:
+    """The same of a problem whose `beginning` is there; `seconds` is its `retry_after`."""
     after = retry_after_header(seconds)
     if after is None or seconds is None:
-        content = f"{written}}}".encode()
+        content = f"{begun}}}".encode()
         headers = [_PROBLEM, (b"content-length", b"%d" % len(content)), _NO_STORE]
     else:
-        content = f'{written},"retry_after":{round(seconds, 3)!r}}}'.encode()
+        content = f'{begun},"retry_after":{round(seconds, 3)!r}}}'.encode()
         length = b"%d" % len(content)
         headers = [_PROBLEM, (b"content-length", length), _NO_STORE, (b"retry-after", after.encode())]
-    return refused.status, headers + extra if extra else headers, content
+    return status, headers + extra if extra else headers, content
 
 
 async def send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:

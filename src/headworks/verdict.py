@@ -70,9 +70,11 @@ class Verdict(NamedTuple):
     @property
     def tightest(self) -> LimitState | None:
         """The limit that decided: the refusing one that takes longest, else the fullest."""
-        tightest, longest, fullest = None, 0.0, 0.0
-        for state in self.limits:
-            again, left = state.retry_after, state.remaining / (state.limit or 1)
-            if tightest is None or again > longest or (again == longest and left < fullest):
-                tightest, longest, fullest = state, again, left
+        tightest, longest, fullest = None, -1.0, 0.0
+        for state in self[2]:
+            _, limit, _, _, remaining, _, again = state
+            if again >= longest:
+                left = remaining / (limit or 1)
+                if again > longest or left < fullest:
+                    tightest, longest, fullest = state, again, left
         return tightest

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 
 from headworks.current import Criticality
 from headworks.errors import QuotaExceeded, Refused, VendorFailed, VendorOpen, VendorQuota
-from headworks.fairness.headers import fields, passed
+from headworks.fairness.headers import fields, told
 from headworks.fairness.limits import Asked
-from headworks.fairness.refusal import judged
+from headworks.fairness.refusal import answered, judged, kept, passing, refusal
 from headworks.fairness.translate import EXTENSION, refused_behind
 from headworks.limits.shapes import Bucket, Shape, Window
 from headworks.problem import render
 from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Ask, Question
-from headworks.telemetry import Telemetry
+from headworks.telemetry import Decided, Telemetry
 from headworks.vendor import REFUSED
 from headworks.verdict import NEVER, LimitState, Verdict
 
@@ -44,23 +44,74 @@ STATES = st.tuples(
     st.sampled_from(["tier:free", "endpoint:/100%/%d", 'a"b\\é']),
     st.integers(1, 10**6),
     st.sampled_from([0.5, 60.0, 86_400.0 * 365]),
+    st.booleans(),
     st.integers(-3, 10**6),
     st.floats(0, 86_400.0 * 365),
+    st.sampled_from([1e-7, 0.0005, 1.0, 17.3, NEVER]) | st.floats(1e-7, 86_400.0 * 365),
 )
+DIALECTS = st.sampled_from(["draft-11", "x-ratelimit", "off"])
+Told = list[tuple[str, int, float, bool, int, float, float]]
 
 
-@given(st.lists(STATES, min_size=1, max_size=3), st.sampled_from(["draft-11", "x-ratelimit", "off"]))
-def test_what_is_prepared_for_those_who_pass_says_the_same(
-    states: list[tuple[str, int, float, int, float]], dialect: str
+def asked_and_told(states: Told, dialect: str) -> tuple[Asked, Verdict]:
+    """What callers with such limits are asked, and a verdict of a store on all of them."""
+    asks = tuple(Ask(name, name, Window.of(limit, period)) for name, limit, period, *_ in states)
+    told_of = tuple(
+        LimitState(*state[:6], 0.0 if state[3] else state[6]) for state in map(LimitState._make, states)
+    )
+    made = told(dialect, [(ask.name, ask.shape) for ask in asks])
+    asked = Asked(asks, kept={ask.name: kept(ask.name, ask.shape) for ask in asks}, told=made)
+    again = max(state.retry_after for state in told_of)
+    return asked, Verdict(all(state.allowed for state in told_of), again, told_of)
+
+
+def by_name(state: tuple[Any, ...]) -> str:
+    return str(state[0])
+
+
+@given(st.lists(STATES, min_size=1, max_size=3, unique_by=by_name), DIALECTS)
+def test_what_is_prepared_of_a_route_s_limits_says_the_same(states: Told, dialect: str) -> None:
+    """One way to say it is made for each route, the other for any verdict."""
+    asked, verdict = asked_and_told(states, dialect)
+    seconds = None if verdict.allowed else verdict.retry_after
+    assert asked.told(verdict, seconds) == fields(dialect, verdict, seconds)
+
+
+@given(
+    st.lists(STATES, min_size=1, max_size=3, unique_by=by_name),
+    DIALECTS,
+    st.sampled_from(Criticality),
+    st.sampled_from(["as it is", "from memory", "alone", "alone, and nothing known"]),
+)
+def test_a_refusal_that_is_written_from_what_is_kept_is_the_one_that_is_raised(
+    states: Told, dialect: str, criticality: Criticality, how: str
 ) -> None:
-    """One way to say it is made for each caller, the other for any verdict."""
-    asks = [
-        Ask(name, str(n), Window.of(limit, period)) for n, (name, limit, period, *_) in enumerate(states)
-    ]
-    limits = [LimitState(name, limit, period, True, *rest, 0.0) for name, limit, period, *rest in states]
-    verdict = Verdict(True, 0.0, tuple(limits))
-    named = [(ask.name, ask.shape) for ask in asks]
-    assert passed(dialect, named)(verdict) == fields(dialect, verdict)
+    """Byte for byte, with the same event, whoever decided: one is written ahead of the application, the
+    other inside of it."""
+    asked, verdict = asked_and_told([(*states[0][:3], False, *states[0][4:]), *states[1:]], dialect)
+    if how == "from memory":  # which tells of the limits that refuse, and of no other
+        refusing = tuple(state for state in verdict.limits if not state.allowed)
+        verdict = verdict._replace(limits=refusing)
+    elif how == "alone":
+        parts = tuple(state._replace(limit=state.limit // 2 + 1) for state in verdict.limits)
+        verdict = verdict._replace(degraded=True, limits=parts)
+    elif how == "alone, and nothing known":
+        verdict = Verdict(False, 5.0, degraded=True)
+    refused, event = refusal(verdict, asked, criticality)
+    raised = render(refused, fields(dialect, verdict, refused.retry_after))
+    assert answered(verdict, asked, criticality) == (raised, event)
+
+
+@given(st.lists(STATES, min_size=1, max_size=3, unique_by=by_name), st.sampled_from(Criticality))
+def test_what_is_told_of_those_who_pass_is_of_the_tightest(
+    states: Told, criticality: Criticality
+) -> None:
+    asked, verdict = asked_and_told([(*state[:3], True, *state[4:]) for state in states], "off")
+    tightest = min(verdict.limits, key=lambda state: state.remaining / state.limit)
+    fifth = tightest.limit - tightest.limit * 4 // 5
+    near = min(1, max(0, fifth - tightest.remaining))
+    said = Decided("fairness", True, "", tightest.name, criticality.name.lower(), near)
+    assert passing(verdict, asked, criticality) == said
 
 
 def test_x_ratelimit_speaks_of_the_tightest() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from headworks.current import Criticality
-from headworks.fairness.limits import Asked, last_fifth
-from headworks.fairness.refusal import judged
+from headworks.fairness.limits import Asked
+from headworks.fairness.refusal import judged, kept
 from headworks.limits.shapes import Bucket, Shape, Window
 from headworks.store.memory import MemoryStore
 from headworks.store.protocol import Ask, Question
@@ -50,7 +50,7 @@ async def test_units_beyond_four_fifths_count_and_no_others(
 def decided(verdict: Verdict, asks: tuple[Ask, ...]) -> Decided:
     """What is told of a verdict."""
     heard = RecordingSink()
-    asked = Asked(asks, fifths=tuple((last_fifth(ask.shape), ask.cost) for ask in asks))
+    asked = Asked(asks, kept={ask.name: kept(ask.name, ask.shape) for ask in asks})
     judged(verdict, asked, Criticality.DEFAULT, Telemetry(heard))
     (event,) = heard.of(Decided)
     return event

@@ -24,12 +24,11 @@ from starlette.types import Scope
 
 from headworks.current import ROUTE, Current
 from headworks.fairness.gate import Fairness, Given, Ticket
-from headworks.fairness.headers import fields
 from headworks.fairness.limits import Asks
-from headworks.fairness.refusal import judged, refusal
+from headworks.fairness.refusal import answered, passing
 from headworks.fairness.routes import Routes, place_of
 from headworks.identity import Identifier
-from headworks.problem import Whole, render
+from headworks.problem import Whole
 from headworks.store.deny import LATELY
 from headworks.store.protocol import Question
 from headworks.telemetry import Decided, Telemetry
@@ -112,8 +111,7 @@ class Ahead:
         return again[1]
 
     def _write(self, given: Given, verdict: Verdict) -> _Written:
-        refused, event = refusal(verdict, given.asked, given.criticality)
-        whole = render(refused, fields(given.rules.dialect, verdict, refused.retry_after))
+        whole, event = answered(verdict, given.asked, given.criticality)
         if len(self._written) >= LATELY:
             self._written.clear()
         written = self._written[id(verdict)] = (verdict, whole, event)
@@ -135,9 +133,11 @@ class Ahead:
         """The refusal; None where the request may pass, for which the gate inside finds its ticket."""
         fairness = self._fairness
         rules, _, matched, asked, criticality = scope[fairness.given]
-        refused = judged(verdict, asked, criticality, self._telemetry)
-        if refused is not None:
-            return render(refused, fields(rules.dialect, verdict, refused.retry_after))
+        if not verdict[0]:
+            whole, event = answered(verdict, asked, criticality)
+            self._telemetry.emit(event)
+            return whole
+        self._telemetry.emit(passing(verdict, asked, criticality))
         standing.route, standing.lasting = matched.template, matched.lasting
         standing.ticket = scope[fairness.ticket] = Ticket(
             fairness, rules.dialect, asked, verdict, matched.cancel

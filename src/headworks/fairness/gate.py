@@ -62,7 +62,7 @@ class Ticket:
         self.telling = False
         verdict = self.verdict
         if verdict is not None and verdict[0] and not verdict[9]:
-            ours = self.asked.passed(verdict)
+            ours = self.asked.told(verdict)
         else:
             ours = fields(self.dialect, verdict)
         if not ours:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from headworks.fairness.headers import Passed, passed
+from headworks.fairness.headers import Told, told
+from headworks.fairness.refusal import Kept, kept
 from headworks.fairness.routes import Matched, Whose, normalised, shape_of
 from headworks.identity import Identity
-from headworks.limits.shapes import Bucket, Shape
+from headworks.limits.shapes import Shape
 from headworks.policy.settings import FairnessSettings, Mode, WhenDown
 from headworks.policy.units import Rate, duration_text
 from headworks.problem import Headers
@@ -21,12 +22,17 @@ LONGEST: Final = 128
 PLANS: Final = 10_000
 """Plans kept, so that an application which goes on adding routes grows by none of its old ones."""
 ASKED: Final = 10_000
-"""Callers' questions kept, each of one route."""
+"""Questions of known callers kept, each of one route."""
+STRANGERS: Final = 1024
+"""Questions of unknown ones kept: enough for those who ask many times a moment, and nobody who comes
+under ever new addresses pushes out a known one."""
 
 _ORDER: Final[tuple[Whose, ...]] = ("user", "tenant", "all")
 _MODES: Final[tuple[Mode, ...]] = ("enforce", "shadow", "off")
 
 Wanted = tuple[Rate, Whose, Mode]
+_By = tuple[str, str, str, Matched | None]
+"""User, tenant, tier and route."""
 
 
 class _Rule(NamedTuple):
@@ -39,37 +45,35 @@ class _Rule(NamedTuple):
 
 
 Asks = tuple[Ask, ...]
-Fifths = tuple[tuple[int, int], ...]
 
 
-def _nothing(verdict: Verdict) -> Headers:
+def _nothing(verdict: Verdict, retry_after: float | None = None) -> Headers:
     return []
 
 
 class _Plan(NamedTuple):
-    """What every caller of one tier is asked on one route; `fifths` and `passed` as of `Asked`."""
+    """What every caller of one tier is asked on one route; `kept` and `told` as of `Asked`."""
 
     enforced: tuple[_Rule, ...]
     shadow: tuple[_Rule, ...]
     cost: int
-    fifths: Fifths
-    passed: Passed
+    kept: Mapping[str, Kept]
+    told: Told
 
 
 class Asked(NamedTuple):
     """What a request is asked for: in earnest, all together, and only to see.
 
     question  the one question that `asks` are; None where there are none
-    fifths    of each of `asks`, how much the last fifth of it is (of a bucket, of its burst), and its
-              cost
-    passed    makes the headers of a verdict in which all of `asks` let pass
+    kept      what is said of the limits of `asks`, by name, whatever the verdict's numbers are
+    told      makes the headers of a verdict
     """
 
     asks: Asks = ()
     shadow: Asks = ()
     question: Question | None = None
-    fifths: Fifths = ()
-    passed: Passed = _nothing
+    kept: Mapping[str, Kept] = {}
+    told: Told = _nothing
 
     def costing(self, units: int) -> Asked:
         """The same limits, asked for `units`."""
@@ -78,7 +82,6 @@ class Asked(NamedTuple):
             asks=asks,
             shadow=tuple(ask._replace(cost=units) for ask in self.shadow),
             question=Question(asks) if asks else None,
-            fifths=tuple((fifth, units) for fifth, _ in self.fifths),
         )
 
 
@@ -112,12 +115,6 @@ def _parts(limits: Iterable[tuple[Rate, Whose]]) -> Iterator[str]:
         seen.add(whose)
 
 
-def last_fifth(shape: Shape) -> int:
-    """How many units the last fifth of a limit is, of a bucket of its burst; rounded up."""
-    most = shape.burst if isinstance(shape, Bucket) else shape.limit
-    return most - most * 4 // 5
-
-
 class Limits:
     """The policy's limits as questions to the store.
 
@@ -138,33 +135,32 @@ class Limits:
             self._endpoint(path, wanted)
         self._exempt = {normalised(path) for path in settings.exempt}
         self._plans: dict[tuple[str, Matched | None], _Plan] = {}
-        self._asked: dict[tuple[str, str, str, Matched | None], Asked] = {}
+        self._asked: dict[_By, Asked] = {}
+        self._strangers: dict[_By, Asked] = {}
 
     def asks(self, identity: Identity, matched: Matched | None) -> Asked:
         """The limits of a caller on a route. A caller that comes again is asked the same again: keys
         and question are made once, as long as they are remembered."""
+        before = self._asked if identity.known else self._strangers
         by = (identity.user, identity.tenant, identity.tier, matched)
-        return self._asked.get(by) or self._ask(identity, matched, by)
+        return before.get(by) or self._ask(identity, matched, before, by)
 
     def paths(self) -> set[str]:
         """The templates that the policy names."""
         return set(self._endpoints) | self._exempt
 
     def _ask(
-        self, identity: Identity, matched: Matched | None, by: tuple[str, str, str, Matched | None]
+        self, identity: Identity, matched: Matched | None, before: dict[_By, Asked], by: _By
     ) -> Asked:
         plan = self._plans.get((identity.tier, matched)) or self._plan(identity.tier, matched)
-        enforced, shadow, cost, fifths, told = plan
-        if len(self._asked) >= ASKED:
-            self._asked.clear()
+        enforced, shadow, cost, kept, told = plan
+        if len(before) >= (ASKED if identity.known else STRANGERS):
+            before.clear()
         asks = self._named(enforced, cost, identity) if enforced else ()
-        asked = self._asked[by] = Asked(
-            asks,
-            self._named(shadow, cost, identity) if shadow else (),
-            Question(asks) if asks else None,
-            fifths,
-            told,
-        )
+        # Half the time of their own constructors: that no key is there twice is a matter of the plan.
+        question = tuple.__new__(Question, (asks, 0.0, None, "", 0.0)) if asks else None
+        watched = self._named(shadow, cost, identity) if shadow else ()
+        asked = before[by] = tuple.__new__(Asked, (asks, watched, question, kept, told))
         return asked
 
     def _named(self, rules: tuple[_Rule, ...], cost: int, identity: Identity) -> Asks:
@@ -190,12 +186,13 @@ class Limits:
                 )
             rules.sort(key=lambda rule: _ORDER.index(rule[0].whose))
         enforced = tuple(rule for rule, mode in rules if mode == "enforce")
+        Question(tuple(Ask(rule.name, rule.end, rule.shape) for rule in enforced))
         plan = _Plan(
             enforced,
             tuple(rule for rule, mode in rules if mode == "shadow"),
             cost,
-            tuple((last_fifth(rule.shape), cost) for rule in enforced),
-            passed(self._dialect, [(rule.name, rule.shape) for rule in enforced]),
+            {rule.name: kept(rule.name, rule.shape) for rule in enforced},
+            told(self._dialect, [(rule.name, rule.shape) for rule in enforced]),
         )
         if len(self._plans) >= PLANS:
             self._plans.clear()
