@@ -13,7 +13,7 @@ import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import FunctionType, MethodType
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from starlette._utils import get_route_path
 from starlette.applications import Starlette
@@ -69,14 +69,14 @@ class Server(Protocol):
         ...
 
 
-class _Waiting(NamedTuple):
+class _Waiting:
     """A request that waits for its verdict, and is nothing else yet."""
 
-    door: Door
-    scope: Scope
-    entry: Entry
-    server: Server
-    cycle: Any
+    __slots__ = ("cycle", "door", "entry", "scope", "server")
+
+    def __init__(self, door: Door, scope: Scope, entry: Entry, server: Server, cycle: Any) -> None:
+        self.door, self.scope, self.entry = door, scope, entry
+        self.server, self.cycle = server, cycle
 
     def __call__(self, verdict: Verdict) -> None:
         self.door.heard(self, verdict)
@@ -151,10 +151,9 @@ class Door:
             return False
         entry = self._admission.enter(scope)
         if isinstance(entry.place, Slot):
-            # A third of the time of its own constructor.
-            waiting = tuple.__new__(_Waiting, (self, scope, entry, server, cycle))
+            waiting = _Waiting(self, scope, entry, server, cycle)
             try:
-                if self._store.put(self._ahead.question(scope), waiting):  # type: ignore[arg-type]  # it may be called
+                if self._store.put(self._ahead.question(scope), waiting):
                     return True
             except BaseException:
                 self._admission.turn_back(entry, scope, 500)
@@ -165,7 +164,8 @@ class Door:
     def heard(self, waiting: _Waiting, verdict: Verdict) -> None:
         """The verdict on a request that was put. A place returns before the refusal is sent: what comes
         next on its connection may begin with that."""
-        _, scope, entry, server, cycle = waiting
+        entry, scope = waiting.entry, waiting.scope
+        server, cycle = waiting.server, waiting.cycle
         try:
             refusal = self._ahead.answer(scope, entry, verdict)
         except Exception as error:
