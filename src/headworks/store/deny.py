@@ -41,7 +41,6 @@ FRESH = 0.02
 LATELY = 1024
 """Refusals that are kept for that."""
 
-
 _Heard = tuple[Shape, int, int, float, float, float]
 """Of a limit that refused: its shape, what was asked for, what was left, after how many seconds it would
 be unused and the cost would fit, and from when those count."""
@@ -60,7 +59,7 @@ class DenyCache:
 
     They are of two generations. Who is asked for is among the young; when those are half of `size`,
     they become the old ones, and the old ones are forgotten together. So a flood of strangers drives out
-    nobody who is asked for again within half of `size` others, and being asked for costs no list.
+    nobody who is asked for again within half of `size` others.
     """
 
     def __init__(self, inner: Store, *, size: int = SIZE) -> None:
