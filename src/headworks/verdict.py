@@ -72,9 +72,7 @@ class Verdict(NamedTuple):
         """The limit that decided: the refusing one that takes longest, else the fullest."""
         tightest, longest, fullest = None, -1.0, 0.0
         for state in self[2]:
-            _, limit, _, _, remaining, _, again = state
-            if again >= longest:
-                left = remaining / (limit or 1)
-                if again > longest or left < fullest:
-                    tightest, longest, fullest = state, again, left
+            again, left = state[6], state[4] / (state[1] or 1)
+            if again > longest or (again == longest and left < fullest):
+                tightest, longest, fullest = state, again, left
         return tightest

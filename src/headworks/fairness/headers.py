@@ -87,15 +87,17 @@ def _told_draft_11(limits: Sequence[tuple[str, Shape]]) -> Told:
     many = len(items)
 
     def told(verdict: Verdict, retry_after: float | None = None) -> Headers:
-        if verdict[9] or len(verdict[2]) != many:
-            return fields("draft-11", verdict, retry_after)
         most = LONGEST if retry_after is None else retry_after
+        if most > LONGEST or verdict[9] or len(verdict[2]) != many:
+            return fields("draft-11", verdict, retry_after)
         numbers: list[int] = []
-        for _, _, _, allowed, left, reset, again in verdict[2]:
-            seconds = reset if allowed else again
-            if left < 0 or seconds >= LONGEST:
-                return fields("draft-11", verdict, retry_after)
-            numbers += (left, ceil((seconds if seconds < most else most) - 1e-6))
+        for state in verdict[2]:
+            left, seconds = state[4], state[5] if state[3] else state[6]
+            if left < 0:
+                left = 0
+            if seconds > most:
+                seconds = most
+            numbers += (left, ceil(seconds - 1e-6))
         return [policy, (b"ratelimit", states % tuple(numbers))]
 
     return told

@@ -77,7 +77,7 @@ def passing(verdict: Verdict, asked: Asked, criticality: Criticality) -> Decided
 
 def answered(verdict: Verdict, asked: Asked, criticality: Criticality) -> tuple[Whole, Decided]:
     """The whole answer that a verdict which refuses comes to, and the event that tells of it: what
-    `refusal` comes to, written in a third of the time where there is no more to say than numbers."""
+    `refusal` comes to, written in half the time where there is no more to say than numbers."""
     tightest, seconds = verdict.tightest, verdict[1]
     known = None if tightest is None else asked.kept.get(tightest[0])
     if known is None or seconds == NEVER or verdict[9]:
