@@ -12,9 +12,9 @@ import pytest
 
 from headworks.limits.breaker import BreakerRules, Ending
 from headworks.limits.shapes import Bucket, Window
-from headworks.store.batch import SIZE, GiveUp, Receiver, ServerError, posted
+from headworks.store.batch import SIZE, GiveUp, ServerError, posted
 from headworks.store.memory import MemoryStore
-from headworks.store.protocol import Ask, Correction, Gate, Question, Report, StoreDown
+from headworks.store.protocol import Ask, Correction, Gate, Question, Receiver, Report, StoreDown
 from headworks.store.scripts import Script
 from headworks.store.valkey import ValkeyStore
 from headworks.verdict import NEVER, Verdict

@@ -17,11 +17,11 @@ import pytest
 
 from headworks.limits.shapes import Bucket, Shape, Window
 from headworks.store import forms
-from headworks.store.batch import Argument, GiveUp, Receiver, posted
+from headworks.store.batch import Argument, GiveUp, posted
 from headworks.store.ladder import LadderStore
 from headworks.store.limiter import Limiter
 from headworks.store.memory import MemoryStore
-from headworks.store.protocol import Ask, Question
+from headworks.store.protocol import Ask, Question, Receiver
 from headworks.store.scripts import Script, script
 from headworks.store.valkey import ValkeyStore
 from headworks.testing.cancel import NotClean, cancel_at_every_await

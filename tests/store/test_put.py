@@ -15,11 +15,11 @@ from tests.store.test_batching import HeldLink
 from tests.store.test_ladder import GATE, TEN, Moody, ladder, now, one
 
 from headworks.limits.shapes import Window
-from headworks.store.batch import GiveUp, Receiver, ServerError
+from headworks.store.batch import GiveUp, ServerError
 from headworks.store.deadline import LOOK_AGAIN
 from headworks.store.deny import DenyCache
 from headworks.store.ladder import FAILURES, LadderStore
-from headworks.store.protocol import Begun, FinalAsk, Question, Store, StoreDown
+from headworks.store.protocol import FinalAsk, Leaves, Question, Receiver, Store, StoreDown
 from headworks.store.scripts import Script
 from headworks.store.valkey import ValkeyStore
 from headworks.testing import loop
@@ -33,23 +33,22 @@ class Beginning(Moody):
         super().__init__()
         self.begun = self.left = 0
 
-    def begin(self, question: Question) -> Begun:
+    def begin(self, question: Question, to: Receiver) -> Leaves:
         self.begun += 1
-        answer: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().call_later(self.delay, self._tell, answer, question)
-        return Begun(answer, self)
+        asyncio.get_running_loop().call_later(self.delay, self.tell, to, question)
+        return self
 
     def leave(self) -> None:
         self.left += 1
 
-    def _tell(self, answer: asyncio.Future[Verdict], question: Question) -> None:
-        if answer.done():
+    def tell(self, to: Receiver, question: Question) -> None:
+        if to.done():
             return
         self.before()
         if self.error is not None:
-            answer.set_exception(self.error)
+            to.set_exception(self.error)
         else:
-            answer.set_result(self.ask_nowait(question))
+            to.set_result(self.ask_nowait(question))
 
 
 async def asked(store: Store) -> None:
@@ -202,16 +201,18 @@ async def test_an_answer_in_the_same_turn_as_the_deadline_counts() -> None:
             for timer in asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
             if getattr(timer._callback, "__name__", "") == "_expire"
         ]
-        expiry = handle._callback.__self__
-        answer, running = expiry.begun.answer, asyncio.get_running_loop()
+        put, running = handle._callback.__self__, asyncio.get_running_loop()
 
-        def answers(answer: Any = answer, inner: Any = inner) -> None:
-            inner._tell(answer, one())
+        def expires(handle: Any = handle) -> None:
+            if not handle.cancelled():
+                handle._run()
+                handle.cancel()
 
-        expires = (expiry._expire, running, handle.when())
-        for call in ((answers,), expires) if first else (expires, (answers,)):
-            running.call_soon(*call)
-        handle.cancel()
+        def answers(put: Any = put, inner: Any = inner) -> None:
+            inner.tell(put, one())
+
+        for call in (answers, expires) if first else (expires, answers):
+            running.call_soon(call)
         await asyncio.sleep(0.1)
         (verdict,) = heard
         assert verdict.degraded is not first
@@ -436,7 +437,7 @@ async def test_nothing_is_left_to_the_collector(mood: str) -> None:
     try:
         assert (await put(store, one())).degraded is (mood != "well")
         gc.collect()
-        left = [found for found in gc.garbage if type(found).__name__ in ("_Put", "Future", "Begun")]
+        left = [found for found in gc.garbage if type(found).__name__ in ("_Put", "Future", "Context")]
     finally:
         gc.set_debug(0)
         gc.enable()

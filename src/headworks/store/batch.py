@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
-from headworks.store.protocol import StoreDown
+from headworks.store.protocol import Receiver, StoreDown
 from headworks.store.scripts import Script
 
 Argument = bytes | str | int
@@ -34,16 +34,6 @@ class ServerError(StoreDown):
 
     Its text is the server's, such as "READONLY You can't write …" or "MOVED 3999 127.0.0.1:6381".
     """
-
-
-class Receiver(Protocol):
-    """Whom a reply is for; a future is one. Told once, unless it is done already."""
-
-    def done(self) -> bool: ...
-
-    def set_result(self, result: Any, /) -> object: ...
-
-    def set_exception(self, exception: BaseException, /) -> object: ...
 
 
 GiveUp = Callable[[], object]
@@ -110,8 +100,8 @@ Write = Callable[[Any, list[str], list[Argument]], None]
 written, such as one whose key is half a surrogate."""
 Read = Callable[[Any, Sequence[int], int], tuple[Any, int]]
 """Its answer in the reply's numbers from an index, and where the next one's begin."""
-Waiting = tuple[asyncio.Future[Any], Any, Write, Read]
-"""Who waits for the future, and what for."""
+Waiting = tuple[Receiver, Any, Write, Read]
+"""Who is told, and of what."""
 
 
 class Call:
@@ -140,9 +130,9 @@ class Call:
                 caller[0].set_exception(error)
 
     def leave(self) -> None:
-        """A caller was cancelled. The last one to go drops a call that is on its way."""
+        """A caller is done without it. The last one to go drops a call that is on its way."""
         under_way = self.give_up is not None and not self._over
-        if under_way and all(future.done() for future, *_ in self.callers):
+        if under_way and all(to.done() for to, *_ in self.callers):
             self.drop()
 
     def drop(self) -> None:
@@ -168,10 +158,10 @@ class Call:
 
     def fail(self, error: BaseException) -> None:
         """Everyone in it gets an error of their own."""
-        for future, *_ in self.callers:
-            if not future.done():
+        for to, *_ in self.callers:
+            if not to.done():
                 known = isinstance(error, StoreDown)
-                future.set_exception(StoreDown(str(error)) if known else error)
+                to.set_exception(StoreDown(str(error)) if known else error)
 
     def _end(self) -> GiveUp | None:
         """It is over; how to give it up leads back here, and would leave it all to the collector."""
@@ -206,11 +196,9 @@ class Batches:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.trips = self.failures = 0
 
-    def add(
-        self, item: Any, write: Write, read: Read, slot: int | None = None
-    ) -> tuple[Call, asyncio.Future[Any]]:
-        """Put one caller into the open call of its slot. It awaits the future, and when cancelled
-        meanwhile, leaves the call."""
+    def add(self, to: Receiver, item: Any, write: Write, read: Read, slot: int | None = None) -> Call:
+        """Put one caller into the open call of its slot, which it leaves when it is done before it is
+        told."""
         loop = self._loop
         if loop is None or not loop.is_running():  # asking which one runs costs more
             loop = self._move()
@@ -218,12 +206,11 @@ class Batches:
         if call is None or len(call.callers) >= self._size:
             call = self._open[slot] = Call(self, slot)
             self._queue.append(call)
-        future: asyncio.Future[Any] = loop.create_future()
-        call.callers.append((future, item, write, read))
+        call.callers.append((to, item, write, read))
         if not self._due and len(self._sent) < self._in_flight:
             self._due = True
             loop.call_soon(self._flush)
-        return call, future
+        return call
 
     def _move(self) -> asyncio.AbstractEventLoop:
         """To another loop: of what an earlier one has left, nobody waits for an answer."""
@@ -283,12 +270,12 @@ def _hand_out(callers: Sequence[Waiting], reply: Sequence[Any]) -> None:
     failed = dict(zip(reply[1::2], reply[2::2], strict=True)) if len(reply) > 1 else None
     numbers = _numbers(len(packed))(packed)
     i, number = 1, 0
-    for future, item, _, read in callers:
+    for to, item, _, read in callers:
         number += 1
         if failed is not None and number in failed:
-            if not future.done():
-                future.set_exception(ServerError(failed[number].decode(errors="replace")))
+            if not to.done():
+                to.set_exception(ServerError(failed[number].decode(errors="replace")))
             continue
         answer, i = read(item, numbers, i)
-        if not future.done():
-            future.set_result(answer)
+        if not to.done():
+            to.set_result(answer)

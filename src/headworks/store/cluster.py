@@ -19,8 +19,8 @@ from typing import Any
 
 from redis.crc import key_slot
 
-from headworks.store.batch import Argument, GiveUp, Receiver, ServerError, posted, run
-from headworks.store.protocol import StoreDown
+from headworks.store.batch import Argument, GiveUp, ServerError, posted, run
+from headworks.store.protocol import Receiver, StoreDown
 from headworks.store.scripts import Script
 from headworks.store.wire import Endpoint, Server
 

@@ -10,10 +10,10 @@ has not come even then says nothing about whom it was asked of: `LoopLag`.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextvars import Context
 from types import TracebackType
-from typing import Any
 
 LAG = 0.005
 """Seconds by which the timer must be late for the event loop to have been held up."""
@@ -33,78 +33,60 @@ class LoopLag(TimeoutError):
     """The time was up, but the event loop had been held up: nobody knows who was slow."""
 
 
-class _Bound:
-    """One of them: what it is of is cancelled when its time is up."""
+class Bound(ABC):
+    """One of them. It waits between `Deadlines.begin` and `end`."""
 
-    __slots__ = ("_all", "_expired", "_look", "_of", "began", "lagged")
+    __slots__ = ("began", "lagged", "look")
 
-    _of: asyncio.Future[Any]
+    began: float
 
-    def __init__(self, all_: Deadlines) -> None:
-        self._all = all_
-        self._expired = self.lagged = False
-        self._look: asyncio.TimerHandle | None = None
+    def __init__(self) -> None:
+        self.lagged = False
+        self.look: asyncio.TimerHandle | None = None
 
-    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        all_ = self._all
-        self.began = now = loop.time()
-        all_.waiting[self] = None
-        if not all_.timed:
-            all_.turn_at(loop, now + all_.length / TICKS)
-
-    def _end(self) -> None:
-        self._all.waiting.pop(self, None)
-        if self._look is not None:
-            self._look.cancel()
+    @abstractmethod
+    def expire(self) -> None:
+        """Its time is up."""
 
     def come_due(self, loop: asyncio.AbstractEventLoop) -> None:
         """The last look."""
         end = loop.time() + (LOOK_AGAIN if self.lagged else GLANCE)
-        self._look = loop.call_at(end, self._expire, loop, end)
+        self.look = loop.call_at(end, self._expire, loop, end)
 
     def _expire(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         self.lagged = self.lagged or loop.time() - when > LAG
-        self._expired = True
-        self._of.cancel()
+        self.expire()
+
+    def late(self) -> TimeoutError:
+        """What whoever waited is told."""
+        return LoopLag() if self.lagged else TimeoutError()
 
 
-class Deadline(_Bound):
+class Deadline(Bound):
     """A task's, like `asyncio.timeout`: `TimeoutError` in place of what is awaited inside."""
 
-    __slots__ = ("_before",)
+    __slots__ = ("_all", "_before", "_expired", "_of")
 
-    _of: asyncio.Task[Any]
+    def __init__(self, all_: Deadlines) -> None:
+        self._all, self._expired = all_, False
+        self.lagged, self.look = False, None
 
     def __enter__(self) -> None:
-        loop = self._all.running()
-        task = asyncio.current_task(loop)
+        task = asyncio.current_task(self._all.begin(self))
         assert task is not None, "a deadline is a task's"
         self._of, self._before = task, task.cancelling()
-        self._begin(loop)
+
+    def expire(self) -> None:
+        self._expired = True
+        self._of.cancel()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._end()
+        self._all.end(self)
         # As asyncio does it: where others have cancelled the task as well, theirs goes first.
         if self._expired and self._of.uncancel() <= self._before and kind is asyncio.CancelledError:
-            raise (LoopLag if self.lagged else TimeoutError) from error
-
-
-class Expiry(_Bound):
-    """A future's: it is cancelled when its time is up. `over` is to be called when it is done."""
-
-    __slots__ = ()
-
-    def __init__(self, all_: Deadlines, of: asyncio.Future[Any]) -> None:
-        super().__init__(all_)
-        self._of = of
-        self._begin(all_.running())
-
-    def over(self) -> Exception | None:
-        """Why there is no answer, where its time was up; None where it was not."""
-        self._end()
-        return (LoopLag() if self.lagged else TimeoutError()) if self._expired else None
+            raise self.late() from error
 
 
 class Deadlines:
@@ -118,19 +100,29 @@ class Deadlines:
 
     def __init__(self, seconds: float, moved: Callable[[], None] = lambda: None) -> None:
         self.length, self._moved = max(0.0, seconds - GLANCE), moved
-        self.waiting: dict[_Bound, None] = {}
+        self.waiting: dict[Bound, None] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
         self.timed = False
 
     def one(self) -> Deadline:
         return Deadline(self)
 
-    def running(self) -> asyncio.AbstractEventLoop:
-        """The loop that runs."""
+    def begin(self, bound: Bound) -> asyncio.AbstractEventLoop:
+        """Its time runs, in the loop that runs."""
         loop = self.loop
         if loop is None or not loop.is_running():  # asking which one runs costs more
             loop = self.move()
+        bound.began = now = loop.time()
+        self.waiting[bound] = None
+        if not self.timed:
+            self.turn_at(loop, now + self.length / TICKS)
         return loop
+
+    def end(self, bound: Bound) -> None:
+        """It waits no longer."""
+        self.waiting.pop(bound, None)
+        if bound.look is not None:
+            bound.look.cancel()
 
     def move(self) -> asyncio.AbstractEventLoop:
         """To another loop: what waited in an earlier one does so no longer."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from headworks.limits.breaker import BreakerRules, Ending
 from headworks.limits.shapes import EXACT_INTEGERS, NEVER_US, Bucket, Shape
 from headworks.store.batch import Argument
-from headworks.store.protocol import Ask, Question, Report, Standing
+from headworks.store.protocol import Question, Report, Standing
 from headworks.verdict import NEVER, Blocked, LimitState, Verdict
 
 PREFIX = "hw1:"
@@ -88,7 +88,8 @@ class Forms:
             known = self._known.get((id(shape), cost)) or self._meet(shape, cost)
             form += known[0]
             name = known[1] + key
-            name.encode()  # half a surrogate fails here, alone, and not later with those beside it
+            if not name.isascii():
+                name.encode()  # half a surrogate fails here, alone, and not later with those beside it
             keys.append(name)
         arguments.append(form)
         if books:
@@ -124,38 +125,22 @@ def write_report(report: Report, keys: list[str], arguments: list[Argument]) -> 
 def verdict(question: Question, numbers: Sequence[int], i: int) -> tuple[Verdict, int]:
     """The verdict on a question in the numbers from `i`, and where the next one's begin."""
     asks, horizon, gate, _, demand = question
-    if gate is None and horizon <= 0 and demand <= 0 and asks:
-        return _plain(asks, numbers, i)
-    return _verdict(question, numbers, i)
-
-
-def _plain(asks: tuple[Ask, ...], numbers: Sequence[int], i: int) -> tuple[Verdict, int]:
-    """The same for limits alone that are asked about now, as nearly all are."""
-    limits, first = [], i
-    for name, _, shape, _ in asks:
-        if numbers[i + 2]:
-            return _refused(asks, numbers, first)
-        state = (name, shape.limit, shape.period, True, numbers[i], numbers[i + 1] / SECOND, 0.0)
+    if gate is not None or horizon > 0 or demand > 0 or not asks:
+        return _verdict(question, numbers, i)
+    limits, longest = [], 0.0
+    for name, _, shape, _ in asks:  # limits alone that are asked about now, as nearly all are
+        wait, again = numbers[i + 2], 0.0
+        if wait:
+            again = NEVER if wait == NEVER_US else wait / SECOND
+            if again > longest:
+                longest = again
+        reset = numbers[i + 1] / SECOND
+        state = (name, shape.limit, shape.period, not wait, numbers[i], reset, again)
         limits.append(_new(LimitState, state))
         i += 3
-    plain = (True, 0.0, tuple(limits), 0.0, numbers[0], 0, 0, None, 0.0, False)
+    at = 0 if longest else numbers[0]
+    plain = (not longest, longest, tuple(limits), 0.0, at, 0, 0, None, 0.0, False)
     return _new(Verdict, plain), i
-
-
-def _refused(asks: tuple[Ask, ...], numbers: Sequence[int], i: int) -> tuple[Verdict, int]:
-    """The same where one of the limits has to be waited for."""
-    longest, limits = 0, []
-    for name, _, shape, _ in asks:
-        left, reset, wait = numbers[i : i + 3]
-        again = wait / SECOND
-        if wait == NEVER_US:
-            longest, again = NEVER_US, NEVER
-        elif wait > longest != NEVER_US:
-            longest = wait
-        state = (name, shape.limit, shape.period, not wait, left, reset / SECOND, again)
-        limits.append(_new(LimitState, state))
-        i += 3
-    return Verdict(False, NEVER if longest == NEVER_US else longest / SECOND, tuple(limits)), i
 
 
 def _verdict(question: Question, numbers: Sequence[int], i: int) -> tuple[Verdict, int]:

@@ -21,20 +21,20 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextvars import Context
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Literal
 
 from headworks.clock import loop_clock
 from headworks.limits.shapes import Window
-from headworks.store.deadline import Deadlines, Expiry, LoopLag
+from headworks.store.deadline import Bound, Deadlines, LoopLag
 from headworks.store.heartbeat import Heartbeat
 from headworks.store.protocol import (
     Ask,
-    Begun,
     Gate,
     Hears,
     Learns,
+    Leaves,
     Question,
     Report,
     Shared,
@@ -71,29 +71,62 @@ CLOSED_ASK_AGAIN = 0.1
 """of one who can wait."""
 
 
-class _Put(Expiry):
-    """A question that was put, and who hears of it: called when its answer is there, or given up."""
+class _Put(Bound):
+    """A question that was put, and who hears of it: once, in the context in which it was put."""
 
-    __slots__ = ("_first", "_ladder", "_to", "begun", "question", "round")
+    __slots__ = ("_context", "_first", "_ladder", "_question", "_round", "_to", "_within", "call")
+
+    call: Leaves | None
+    """What it travels in, until it is done."""
 
     def __init__(
         self,
         ladder: LadderStore,
         within: Deadlines,
-        begun: Begun,
         question: Question,
         to: Hears,
         first: Learns | None,
     ) -> None:
-        super().__init__(within, begun.answer)
-        self._ladder, self._to, self._first = ladder, to, first
-        self.begun, self.question, self.round = begun, question, ladder.round
+        self._ladder, self._within, self._round = ladder, within, ladder.round
+        self._question = question
+        self._to, self._first, self._context = to, first, copy_context()
+        self.lagged, self.look = False, None
 
-    def __call__(self, answer: object) -> None:
-        verdict = self._ladder.back(self, self.over())
+    def done(self) -> bool:
+        return self.call is None
+
+    def set_result(self, verdict: Verdict) -> None:
+        """What is raised by who hears is not of those who travel with it, nor a fault of the reply."""
+        self.call = None
+        self._within.end(self)
+        self._ladder.heard(self._question, verdict)
+        try:
+            self._context.run(self._tell, verdict)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            told = {"message": "who put a question raised when told the verdict", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(told)
+
+    def set_exception(self, error: BaseException) -> None:
+        """In a turn of its own, as this may be the one in which it was put."""
+        self.call = None
+        self._within.end(self)
+        asyncio.get_running_loop().call_soon(self._fail, error, context=self._context)
+
+    def expire(self) -> None:
+        call, self.call = self.call, None
+        if call is not None:
+            call.leave()
+        self._context.run(self._fail, self.late())
+
+    def _fail(self, error: BaseException) -> None:
+        self._tell(self._ladder.without(self._question, error, self._round))
+
+    def _tell(self, verdict: Verdict) -> None:
         try:
             if self._first is not None:
-                self._first(self.question[0], self.began, verdict)
+                self._first(self._question[0], self.began, verdict)
         finally:
             self._to(verdict)
 
@@ -185,28 +218,24 @@ class LadderStore:
         _, horizon, gate, _, demand = question
         if not self._asking or horizon > 0 or gate is not None or demand > 0:
             return False
-        if (begun := self._inner.begin(question)) is None:
+        put = _Put(self, self._deciding, question, to, first)
+        call = put.call = self._inner.begin(question, put)
+        if call is None:
             return False
         self._questions += 1
-        begun.answer.add_done_callback(_Put(self, self._deciding, begun, question, to, first))
+        self._deciding.begin(put)
         return True
 
-    def back(self, put: _Put, late: Exception | None) -> Verdict:
-        """What `ask` makes of an answer, of a question that was put; late: its time was up."""
-        answer, call = put.begun
-        error: BaseException | None = late
-        if answer.cancelled():
-            call.leave()
-        else:
-            error = answer.exception()
-        if error is None:
-            verdict = answer.result()
-            self._in_a_row = 0
-            self._share.heard(put.question, verdict)
-            return verdict
-        self._failed("decision", error, put.round)
+    def heard(self, question: Question, verdict: Verdict) -> None:
+        """The store has answered one that was put."""
+        self._in_a_row = 0
+        self._share.heard(question, verdict)
+
+    def without(self, question: Question, error: BaseException, round_: int) -> Verdict:
+        """The verdict on one that was put, where the store has not answered."""
+        self._failed("decision", error, round_)
         self._degraded += 1
-        return self._alone(put.question)
+        return self._alone(question)
 
     def _begins(self) -> bool:
         """With the first question begins the heartbeat: nothing runs for a store that nobody asks."""

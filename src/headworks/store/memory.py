@@ -14,13 +14,14 @@ from headworks.limits.breaker import BreakerState
 from headworks.limits.shapes import NEVER_US, Bucket, Shape, Window
 from headworks.store.protocol import (
     Ask,
-    Begun,
     Census,
     Correction,
     Gate,
     Hears,
     Learns,
+    Leaves,
     Question,
+    Receiver,
     Report,
     Standing,
     StoreStatistics,
@@ -186,7 +187,7 @@ class MemoryStore:
             del pods[pod]
         return sum(units for units, _ in pods.values()) / 1000
 
-    def begin(self, question: Question) -> Begun | None:
+    def begin(self, question: Question, to: Receiver) -> Leaves | None:
         """Nothing is ever on its way."""
         return None
 

@@ -6,10 +6,9 @@ Two implementations answer verdict for verdict the same: `MemoryStore` (this pro
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from headworks.limits.breaker import BreakerRules, Ending
 from headworks.limits.shapes import Shape
@@ -55,6 +54,12 @@ class _Question(NamedTuple):
     demand: float = 0.0
 
 
+def _repeats(asks: tuple[Ask, ...]) -> bool:
+    if len(asks) == 2:  # as most are, and a comparison is quicker than a set
+        return asks[0][1] == asks[1][1]
+    return len({ask.key for ask in asks}) < len(asks)
+
+
 class Question(_Question):
     """All that one decision needs: every limit consumes, or none does.
 
@@ -77,7 +82,7 @@ class Question(_Question):
         pod: str = "",
         demand: float = 0.0,
     ) -> Self:
-        if len(asks) > 1 and len({ask.key for ask in asks}) < len(asks):
+        if len(asks) > 1 and _repeats(asks):
             raise ValueError("a question names each key once: two limits on one key would share a state")
         return tuple.__new__(cls, (asks, horizon, gate, pod, demand))
 
@@ -196,27 +201,31 @@ class Census(NamedTuple):
     known: bool
 
 
+class Receiver(Protocol):
+    """Whom an answer is for; a future is one. Told once, unless it is done already; raises nothing."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: Any, /) -> object: ...
+
+    def set_exception(self, exception: BaseException, /) -> object: ...
+
+
 class Leaves(Protocol):
     """What a question travels in."""
 
     def leave(self) -> None:
-        """Its answer has been cancelled."""
+        """Whoever was to be told waits no longer."""
         ...
-
-
-class Begun(NamedTuple):
-    """A question on its way: its answer, and what it travels in."""
-
-    answer: asyncio.Future[Verdict]
-    call: Leaves
 
 
 class Shared(Store, Protocol):
     """A store that can tell how many there are who ask it."""
 
-    def begin(self, question: Question) -> Begun | None:
-        """Ask, and wait for nothing; None where it takes more than one call. Raises nothing: what fails
-        is the answer's to tell."""
+    def begin(self, question: Question, to: Receiver) -> Leaves | None:
+        """Ask, and wait for nothing: `to` is told in a later turn of the loop, or an error, perhaps in
+        this one, but never before this returns. None, and nobody is told anything, where it takes more
+        than one call. Raises nothing."""
         ...
 
     async def census(self, group: str, *, process: str, ttl: float) -> Census:

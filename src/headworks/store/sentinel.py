@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from headworks.store.batch import Argument, GiveUp, Receiver, posted, run
-from headworks.store.protocol import StoreDown
+from headworks.store.batch import Argument, GiveUp, posted, run
+from headworks.store.protocol import Receiver, StoreDown
 from headworks.store.scripts import Script
 from headworks.store.wire import Endpoint, Server
 

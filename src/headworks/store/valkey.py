@@ -21,13 +21,14 @@ from headworks.store.batch import Argument, Batches, Link, run
 from headworks.store.forms import PREFIX, SECOND
 from headworks.store.protocol import (
     Ask,
-    Begun,
     Census,
     Correction,
     Gate,
     Hears,
     Learns,
+    Leaves,
     Question,
+    Receiver,
     Report,
     Standing,
     StoreDown,
@@ -82,20 +83,19 @@ class ValkeyStore:
                 parts = question_parts(question, self._slot_of_limit, self._slot_of_gate)
                 return await ask_in_parts(parts, self.ask, self.report)
             slot = next(iter(slots), None)
-        call, verdict = self._batches.add(question, self._write_question, forms.verdict, slot)
+        verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        call = self._batches.add(verdict, question, self._write_question, forms.verdict, slot)
         try:
-            decided: Verdict = await verdict
+            return await verdict
         except asyncio.CancelledError:
             call.leave()
             raise
-        return decided
 
-    def begin(self, question: Question) -> Begun | None:
+    def begin(self, question: Question, to: Receiver) -> Leaves | None:
         if self._by_slot:
             return None
         self._questions += 1
-        call, verdict = self._batches.add(question, self._write_question, forms.verdict)
-        return Begun(verdict, call)
+        return self._batches.add(to, question, self._write_question, forms.verdict)
 
     def put(self, question: Question, to: Hears, first: Learns | None = None) -> bool:
         """It has no deadline to give one who does not wait: `LadderStore` has."""
@@ -103,7 +103,6 @@ class ValkeyStore:
 
     async def report(self, report: Report) -> Standing:
         self._reports += 1
-        heard: Standing
         if not report.corrections and report.gate is None:
             return Standing()
         slots = self._slots(forms.keys_of(report)) if self._by_slot else {None}
@@ -112,13 +111,13 @@ class ValkeyStore:
                 heard = await self.report(part)
             return heard
         (slot,) = slots
-        call, standing = self._batches.add(report, forms.write_report, forms.standing, slot)
+        standing: asyncio.Future[Standing] = asyncio.get_running_loop().create_future()
+        call = self._batches.add(standing, report, forms.write_report, forms.standing, slot)
         try:
-            heard = await standing
+            return await standing
         except asyncio.CancelledError:
             call.leave()
             raise
-        return heard
 
     def _slots(self, keys: Sequence[str]) -> set[int | None]:
         return {self._link.slot(key) for key in keys}

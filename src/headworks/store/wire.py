@@ -22,8 +22,8 @@ from typing import Any
 import hiredis
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 
-from headworks.store.batch import Argument, GiveUp, Receiver, ServerError
-from headworks.store.protocol import StoreDown
+from headworks.store.batch import Argument, GiveUp, ServerError
+from headworks.store.protocol import Receiver, StoreDown
 from headworks.store.scripts import Script
 
 CONNECT_TIMEOUT = 2.0
