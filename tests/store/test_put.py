@@ -7,6 +7,7 @@ import gc
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import pytest
@@ -387,6 +388,122 @@ async def test_what_one_raises_is_nobody_elses_loss() -> None:
     assert (len(heard), said) == (2, ["a bug", "a bug"])
     assert not store._deciding.waiting
     assert store.up
+    await store.aclose()
+
+
+@pytest.mark.parametrize("raised", [IndexError("a bug"), asyncio.CancelledError("a bug")])
+async def test_what_one_raises_is_neither_the_replys_fault_nor_the_connections(
+    raised: BaseException,
+) -> None:
+    """An `IndexError` is what a reply that cannot be read raises, too."""
+    store = quick()
+    heard: list[Verdict] = []
+
+    def raises(verdict: Verdict) -> None:
+        raise raised
+
+    with complaints() as said:
+        for to in (heard.append, raises, heard.append):
+            assert store.put(one(), to)
+        await asyncio.sleep(1.0)
+    assert ([verdict.degraded for verdict in heard], said) == ([False, False], ["a bug"])
+    assert (store.statistics().failures, store.statistics().trips) == (0, 1)
+    await store.aclose()
+
+
+async def test_who_is_told_may_put_the_next_question() -> None:
+    """Into the calls that its own came back from, with others of its call still to be told."""
+    store = quick()
+    heard: list[tuple[str, bool]] = []
+
+    def again(verdict: Verdict) -> None:
+        heard.append(("first", verdict.degraded))
+        assert store.put(one("next"), lambda verdict: heard.append(("next", verdict.degraded)))
+        assert len(heard) == 1, "in a later turn of the loop"
+
+    assert store.put(one("a"), again)
+    assert store.put(one("b"), lambda verdict: heard.append(("other", verdict.degraded)))
+    await asyncio.sleep(1.0)
+    assert heard == [("first", False), ("other", False), ("next", False)]
+    assert not store._deciding.waiting
+    await store.aclose()
+
+
+async def test_who_is_told_may_close_the_store() -> None:
+    """Those of its call hear what the store has said; those behind it that there is no answer."""
+    link = HeldLink()
+    link.seconds = 0.01
+    inner = ValkeyStore(link, in_flight=1)
+    store = LadderStore(inner, rng=random.Random(1))
+    store._asking = True
+    heard: list[tuple[str, bool]] = []
+
+    def closes(verdict: Verdict) -> None:
+        heard.append(("closes", verdict.degraded))
+        inner._batches.close()
+        assert len(heard) == 1, "those behind in a later turn of the loop"
+
+    assert store.put(one("a"), closes)
+    assert store.put(one("b"), lambda verdict: heard.append(("beside", verdict.degraded)))
+    await asyncio.sleep(0.005)
+    assert store.put(one("c"), lambda verdict: heard.append(("behind", verdict.degraded)))
+    await asyncio.sleep(1.0)
+    assert heard == [("closes", False), ("beside", False), ("behind", True)]
+    assert not store._deciding.waiting
+    await store.aclose()
+
+
+async def test_nobody_hears_within_the_closing_of_the_store() -> None:
+    """In a later turn of the loop than the one in which it was put, which may be that of the closing."""
+    store = quick()
+    heard: list[Verdict] = []
+    assert store.put(one(), heard.append)
+    store._inner._batches.close()  # type: ignore[attr-defined]  # the test's own view
+    assert not heard
+    await asyncio.sleep(0)
+    assert [verdict.degraded for verdict in heard] == [True]
+    await store.aclose()
+
+
+async def test_a_reply_after_the_deadline_is_heard_by_those_who_still_wait() -> None:
+    """Of one call; who was late is not told again."""
+    link = HeldLink()
+    link.seconds = 0.06
+    store = LadderStore(ValkeyStore(link), rng=random.Random(1))
+    store._asking = True
+    heard: list[bool] = []
+    waited = asyncio.create_task(store._inner.ask(one("patient")))
+    await asyncio.sleep(0)
+    assert store.put(one("late"), lambda verdict: heard.append(verdict.degraded))
+    await asyncio.sleep(0.055)
+    assert heard == [True]
+    assert (await waited).allowed
+    await asyncio.sleep(1.0)
+    assert (heard, len(link.calls), link.given_up) == ([True], 1, 0)
+    await store.aclose()
+
+
+WHOSE: ContextVar[str] = ContextVar("whose", default="nobody's")
+
+
+@pytest.mark.parametrize("mood", ["well", "lost", "late", "held up"])
+async def test_who_put_hears_in_its_own_context(mood: str) -> None:
+    """And not in that of whoever reads the reply, or set the timer: a request becomes a task there."""
+    inner = Beginning()
+    store = ladder(inner)
+    await asked(store)
+    MOODS[mood](inner)
+    heard: list[str] = []
+
+    def first(*_: object) -> None:
+        heard.append(WHOSE.get())
+
+    for whose in ("a", "b"):
+        context = copy_context()
+        context.run(WHOSE.set, whose)
+        assert context.run(store.put, one(), lambda verdict: heard.append(WHOSE.get()), first)
+    await asyncio.sleep(10.0)
+    assert heard == ["a", "a", "b", "b"]
     await store.aclose()
 
 
