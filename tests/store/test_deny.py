@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from typing import Any
 
@@ -338,3 +339,24 @@ async def test_what_is_forgotten_is_not_given_again_for_a_moment_either() -> Non
     await front.cache.ask(final("other", cost=11))
     assert len(front.cache) == 1, "there is something to look for"
     assert front.cache.known_nowait(asks) is None
+
+
+async def test_the_collector_has_nothing_to_look_through_in_what_is_remembered() -> None:
+    store = DenyCache(MemoryStore())
+    for number in range(20):
+        for _ in range(2):
+            await store.ask(final(f"user:{number}", Window.of(1, 60)))
+    for _ in range(2):  # what is inside of a tuple, then the tuple
+        gc.collect()
+    remembered = [*store._young.values(), *store._old.values()]
+    assert len(remembered) == 20
+    assert not any(gc.is_tracked(one) for one in remembered)
+
+
+async def test_a_limit_of_another_kind_is_another_limit_though_its_numbers_are_the_same() -> None:
+    front = Front()
+    window, bucket = Window(1, 60_000_000, 1), Bucket(1, 60_000_000, 1)
+    assert window.mark[1:] == bucket.mark[1:]
+    await front.ask(final(shape=window))
+    assert not (await front.ask(final(shape=window))).allowed
+    assert (await front.ask(final(shape=bucket))).allowed

@@ -23,9 +23,9 @@ PLANS: Final = 10_000
 """Plans kept, so that an application which goes on adding routes grows by none of its old ones."""
 ASKED: Final = 10_000
 """Questions of known callers kept, each of one route."""
-STRANGERS: Final = 1024
+STRANGERS: Final = 128
 """Questions of unknown ones kept: enough for those who ask many times a moment, and nobody who comes
-under ever new addresses pushes out a known one."""
+under ever new addresses pushes out a known one, or leaves much to the garbage collector."""
 
 _ORDER: Final[tuple[Whose, ...]] = ("user", "tenant", "all")
 _MODES: Final[tuple[Mode, ...]] = ("enforce", "shadow", "off")

@@ -22,6 +22,9 @@ EXACT_INTEGERS = 2**53
 """Doubles hold every integer below this."""
 
 
+Mark = tuple[str, int, int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """At most `limit` units in any `period_us` microseconds.
@@ -29,6 +32,7 @@ class Window:
     grain_us  width of a sub-bucket, ≥ 1: the window may refuse what would fit one grain later
     most      units that can ever come at once: the limit
     period    the period in seconds
+    mark      tells it from every other shape, in numbers and text alone
     """
 
     limit: int
@@ -36,9 +40,11 @@ class Window:
     grain_us: int
     most: int = field(init=False, repr=False, compare=False)
     period: float = field(init=False, repr=False, compare=False)
+    mark: Mark = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "most", self.limit)
+        object.__setattr__(self, "mark", ("w", self.limit, self.period_us, self.grain_us))
         object.__setattr__(self, "period", self.period_us / 1_000_000)
         if self.limit < 1 or self.period_us < 1 or not 1 <= self.grain_us <= self.period_us:
             raise ValueError(f"{self}: limit ≥ 1, period_us ≥ 1 and 1 ≤ grain_us ≤ period_us are needed")
@@ -58,7 +64,7 @@ class Bucket:
     One unit takes `pace_us / pace_per` microseconds: period over limit in lowest terms, so that
     nothing is ever rounded. Where that does not fit into 2⁵³ for a whole burst, the time per unit is
     rounded up to a thousandth of a microsecond. `most` is the burst, as what can ever come at once,
-    `period` the period in seconds.
+    `period` the period in seconds, `mark` as of a window.
     """
 
     limit: int
@@ -68,6 +74,7 @@ class Bucket:
     pace_per: int = field(init=False, repr=False, compare=False)
     most: int = field(init=False, repr=False, compare=False)
     period: float = field(init=False, repr=False, compare=False)
+    mark: Mark = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.limit < 1 or self.period_us < 1 or self.burst < 1:
@@ -83,6 +90,7 @@ class Bucket:
         object.__setattr__(self, "pace_us", pace)
         object.__setattr__(self, "pace_per", per)
         object.__setattr__(self, "most", self.burst)
+        object.__setattr__(self, "mark", ("b", self.limit, self.period_us, self.burst))
         object.__setattr__(self, "period", self.period_us / 1_000_000)
 
     @classmethod

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from headworks.clock import loop_clock
-from headworks.limits.shapes import Shape
+from headworks.limits.shapes import Mark
 from headworks.store.protocol import (
     Ask,
     FinalAsk,
@@ -41,9 +41,10 @@ FRESH = 0.02
 LATELY = 1024
 """Refusals that are kept for that."""
 
-_Heard = tuple[Shape, int, int, float, float, float]
-"""Of a limit that refused: its shape, what was asked for, what was left, after how many seconds it would
-be unused and the cost would fit, and from when those count."""
+_Heard = tuple[Mark, int, int, float, float, float]
+"""Of a limit that refused: its shape's mark, what was asked for, what was left, after how many seconds
+it would be unused and the cost would fit, and from when those count. Numbers and text alone, which the
+garbage collector does not look through: there are thousands of these."""
 _Place = str | tuple[str]
 """A key; by itself in a tuple for a cost that never fits: that refusal must not stand for others."""
 _Found = tuple[Ask, _Place, _Heard]
@@ -131,9 +132,9 @@ class DenyCache:
         """The refusal, counted down to now, when one limit still refuses."""
         states, again = [], 0.0
         for (name, _, asked, wanted), place, one in found:
-            shape, cost, left, reset, wait, at = one
+            mark, cost, left, reset, wait, at = one
             gone = now - at
-            if wanted < cost or wait <= gone or (shape is not asked and shape != asked):
+            if wanted < cost or wait <= gone or mark != asked.mark:
                 continue
             if gone >= reset:
                 left, reset = asked.most, gone
@@ -160,8 +161,8 @@ class DenyCache:
                 continue
             place = key if cost <= shape.most else (key,)
             one = self._young.get(place) or self._old.pop(place, None)
-            if one is None or one[1] >= cost or one[0] != shape or one[5] + one[4] <= asked_at:
-                one = (shape, cost, left, reset, wait, asked_at)
+            if one is None or one[1] >= cost or one[0] != shape.mark or one[5] + one[4] <= asked_at:
+                one = (shape.mark, cost, left, reset, wait, asked_at)
             self._keep(place, one)
 
     def _keep(self, place: _Place, one: _Heard) -> None:
