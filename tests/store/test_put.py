@@ -486,13 +486,14 @@ async def test_a_reply_after_the_deadline_is_heard_by_those_who_still_wait() -> 
 WHOSE: ContextVar[str] = ContextVar("whose", default="nobody's")
 
 
-@pytest.mark.parametrize("mood", ["well", "lost", "late", "held up"])
-async def test_who_put_hears_in_its_own_context(mood: str) -> None:
+@pytest.mark.parametrize("seconds", [0.01, 60.0])
+@pytest.mark.parametrize("error", [None, StoreDown("gone")])
+async def test_who_put_hears_in_its_own_context(seconds: float, error: Exception | None) -> None:
     """And not in that of whoever reads the reply, or set the timer: a request becomes a task there."""
-    inner = Beginning()
-    store = ladder(inner)
-    await asked(store)
-    MOODS[mood](inner)
+    link = HeldLink()
+    link.seconds, link.error = seconds, error
+    store = LadderStore(ValkeyStore(link), rng=random.Random(1))
+    store._asking = True
     heard: list[str] = []
 
     def first(*_: object) -> None:
@@ -541,13 +542,21 @@ async def test_the_deny_cache_remembers_no_verdict_that_was_reached_alone() -> N
 
 
 @pytest.mark.parametrize("mood", ["well", "lost", "unforeseen", "late", "held up"])
-async def test_nothing_is_left_to_the_collector(mood: str) -> None:
+@pytest.mark.parametrize("travels", [False, True])
+async def test_nothing_is_left_to_the_collector(mood: str, travels: bool) -> None:
+    """travels: with others of its call, over a link."""
     inner = Beginning()
-    store = DenyCache(ladder(inner))
+    store: Store = DenyCache(ladder(inner))
     await asked(store)
     MOODS[mood](inner)
     if isinstance(inner.error, UnicodeEncodeError):
         inner.error = RuntimeError("a bug")
+    if travels:
+        link = SilentLink() if inner.delay > 1.0 else HeldLink()
+        link.seconds, link.error = 0.01, inner.error
+        over_it = LadderStore(ValkeyStore(link), rng=random.Random(1))
+        over_it._asking = True
+        store = DenyCache(over_it)
     gc.collect()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)

@@ -116,6 +116,7 @@ class _Put(Bound):
 
     def expire(self) -> None:
         call, self.call = self.call, None
+        self._within.end(self)  # its timer leads back here, and would leave it to the collector
         if call is not None:
             call.leave()
         self._context.run(self._fail, self.late())
