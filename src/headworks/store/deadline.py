@@ -39,10 +39,8 @@ class Bound(ABC):
     __slots__ = ("began", "lagged", "look")
 
     began: float
-
-    def __init__(self) -> None:
-        self.lagged = False
-        self.look: asyncio.TimerHandle | None = None
+    lagged: bool
+    look: asyncio.TimerHandle | None
 
     @abstractmethod
     def expire(self) -> None:
