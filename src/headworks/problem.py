@@ -84,16 +84,11 @@ def whole(status: int, begun: str, seconds: float | None, extra: Headers | None)
         content = f"{begun}}}".encode()
         headers = [_PROBLEM, (b"content-length", b"%d" % len(content)), _NO_STORE]
     else:
-        content = f'{begun},"retry_after":{_thousandths(seconds)}}}'.encode()
+        rounded = f"{seconds:.3f}".rstrip("0").rstrip(".")  # in a quarter of the time that `round` takes
+        content = f'{begun},"retry_after":{rounded}}}'.encode()
         length = b"%d" % len(content)
         headers = [_PROBLEM, (b"content-length", length), _NO_STORE, (b"retry-after", after.encode())]
     return status, headers + extra if extra else headers, content
-
-
-def _thousandths(seconds: float) -> str:
-    """`round(seconds, 3)` as JSON, in a quarter of the time."""
-    text = f"{seconds:.3f}".rstrip("0")
-    return f"{text}0" if text[-1] == "." else text
 
 
 async def send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:

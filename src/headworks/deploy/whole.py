@@ -105,6 +105,7 @@ def _complete(cycle: RequestResponseCycle, message: Message) -> bool:
     if cycle.response_complete or len(body) != cycle.expected_content_length:
         return False
     cycle.transport.write(body)
+    cycle.message_event.set()
     _over(cycle)
     return True
 
@@ -127,7 +128,6 @@ def refuse(cycle: RequestResponseCycle, status: int, headers: Headers, body: byt
 
 def _over(cycle: RequestResponseCycle) -> None:
     cycle.response_complete = True
-    cycle.message_event.set()
     if not cycle.keep_alive:
         cycle.transport.close()
     cycle.on_response()

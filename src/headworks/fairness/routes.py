@@ -167,7 +167,7 @@ class _Table:
             for first in {place.first for place in self.places}
         }
         self._elsewhere = self._by_first.get(None, [])
-        self._known: dict[Place, Matched] = {}
+        self.known: dict[Place, Matched] = {}
 
     def find(self, scope: Scope, asked: Place | None = None) -> Matched | None:
         """The route; one without parameters that was found before by a single look.
@@ -179,7 +179,7 @@ class _Table:
             if scope["type"] != "http":
                 return self._find(scope, None)
             asked = place_of(scope)
-        return self._known.get(asked) or self._find(scope, asked)
+        return self.known.get(asked) or self._find(scope, asked)
 
     def _find(self, scope: Scope, asked: Place | None) -> Matched | None:
         partial: Matched | None = None
@@ -193,9 +193,9 @@ class _Table:
                     return place.below.find({**scope, **child})
                 found = place.found(scope)
                 if plain and place.fixed and asked is not None:
-                    if len(self._known) >= REMEMBERED:  # roots and odd methods are not ours to bound
-                        self._known.clear()
-                    self._known[asked] = found
+                    if len(self.known) >= REMEMBERED:  # roots and odd methods are not ours to bound
+                        self.known.clear()
+                    self.known[asked] = found
                 return found
             if match is Match.PARTIAL and partial is None:
                 partial = place.leaf
@@ -219,7 +219,9 @@ class Routes:
 
         place  what `place_of` says of it, where that is known already
         """
-        return self._current().find(scope, place)
+        table = self._current()
+        known = None if place is None else table.known.get(place)
+        return known or table.find(scope, place)
 
     def templates(self) -> set[str]:
         """Every template there is."""

@@ -25,7 +25,7 @@ from headworks.store.scripts import Script
 
 Argument = bytes | str | int
 
-SIZE = 32
+SIZE = 64
 """Questions and reports in one call, at most."""
 
 

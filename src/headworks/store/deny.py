@@ -144,7 +144,8 @@ class DenyCache:
             if wait > again:
                 again = wait
             if self._old.pop(place, None):
-                self._keep(place, one)
+                young = self._young if len(self._young) < self._half else self._turn()
+                young[place] = one
         if not states:
             return None
         self._questions += 1
@@ -154,25 +155,25 @@ class DenyCache:
         """Remember the limits that refuse, each with the smallest cost that it has refused."""
         if verdict[0] or verdict[9]:
             return
+        young = self._young
         for i, (_, _, _, fits, left, reset, wait) in enumerate(verdict[2]):
             ask = asks[i]
             _, key, shape, cost = ask
             if fits or not cost or type(ask) is not FinalAsk:
                 continue
             place = key if cost <= shape.most else (key,)
-            one = self._young.get(place) or self._old.pop(place, None)
+            one = young.get(place) or self._old.pop(place, None)
             if one is None or one[1] >= cost or one[0] != shape.mark or one[5] + one[4] <= asked_at:
                 one = (shape.mark, cost, left, reset, wait, asked_at)
-            self._keep(place, one)
+            if len(young) >= self._half and place not in young:
+                young = self._turn()
+            young[place] = one
 
-    def _keep(self, place: _Place, one: _Heard) -> None:
-        """Among the young. Where those are half of all, they become the old ones, and who was old is
-        forgotten: nobody has asked for it since."""
-        young = self._young
-        if len(young) >= self._half and place not in young:
-            self._old, young = young, {}
-            self._young = young
-        young[place] = one
+    def _turn(self) -> dict[_Place, _Heard]:
+        """The young are half of all: they become the old ones, and who was old is forgotten, as nobody
+        has asked for it since."""
+        self._old, self._young = self._young, {}
+        return self._young
 
     async def report(self, report: Report) -> Standing:
         self._forget([correction.key for correction in report.corrections])

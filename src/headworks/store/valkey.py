@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from headworks.store import forms
-from headworks.store.batch import Argument, Batches, Link, run
+from headworks.store.batch import SIZE, Argument, Batches, Link, run
 from headworks.store.forms import PREFIX, SECOND
 from headworks.store.protocol import (
     Ask,
@@ -51,6 +51,7 @@ class ValkeyStore:
     where        a URL, as `topology.link_to` reads it; or a `Link`, which is closed with the store
     connections  at most so many at once, default 2; a `Link` has its own
     in_flight    calls on their way at once, default 2, to a cluster 128
+    together     questions and reports in one call, at most, ≥ 1, default 64
     clock        microseconds for the scripts to go by, for tests; None: the server's own time
     """
 
@@ -60,6 +61,7 @@ class ValkeyStore:
         *,
         connections: int = 2,
         in_flight: int | None = None,
+        together: int = SIZE,
         clock: Callable[[], int] | None = None,
     ) -> None:
         self._link: Link = link_to(where, connections=connections) if isinstance(where, str) else where
@@ -67,7 +69,7 @@ class ValkeyStore:
         if in_flight is None:
             in_flight = IN_FLIGHT_BY_SLOT if self._by_slot else IN_FLIGHT
         decide = script("decide", "plain", "clock", "shapes", "gate")
-        self._batches = Batches(self._link, decide, in_flight=in_flight, clock=clock)
+        self._batches = Batches(self._link, decide, in_flight=in_flight, size=together, clock=clock)
         self._lease, self._census = script("lease", "clock"), script("census", "clock")
         self._forget = script("forget")
         self._clock = clock

@@ -35,6 +35,9 @@ from headworks.vendor.quota import Quota
 
 log = logging.getLogger("headworks")
 
+TOGETHER: Final = 24
+"""Questions in one call to the store, at most. What comes back together goes on together, each request as
+a task: of many at once less stays in the processor's caches, and more is left to the collector."""
 BELOW_CONTAINER: Final = 0.9
 """The part of a container's memory at which shedding must have begun."""
 
@@ -49,7 +52,7 @@ def store_of(
     if policy.store is None:
         return MemoryStore()
     try:
-        shared = ValkeyStore(policy.store.url.reveal())
+        shared = ValkeyStore(policy.store.url.reveal(), together=TOGETHER)
     except ValueError as error:
         raise PolicyError("policy", [Problem("store.url", str(error))]) from None
     ladder = LadderStore(

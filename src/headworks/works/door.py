@@ -69,19 +69,6 @@ class Server(Protocol):
         ...
 
 
-class _Waiting:
-    """A request that waits for its verdict, and is nothing else yet."""
-
-    __slots__ = ("cycle", "door", "entry", "scope", "server")
-
-    def __init__(self, door: Door, scope: Scope, entry: Entry, server: Server, cycle: Any) -> None:
-        self.door, self.scope, self.entry = door, scope, entry
-        self.server, self.cycle = server, cycle
-
-    def __call__(self, verdict: Verdict) -> None:
-        self.door.heard(self, verdict)
-
-
 def _known(answer: Whole) -> Callable[[Scope], Awaitable[Whole | None]]:
     """An answer that is known, as one that has still to be asked for."""
 
@@ -151,9 +138,9 @@ class Door:
             return False
         entry = self._admission.enter(scope)
         if isinstance(entry.place, Slot):
-            waiting = _Waiting(self, scope, entry, server, cycle)
+            to = partial(self._heard, scope, entry, server, cycle)
             try:
-                if self._store.put(self._ahead.question(scope), waiting):
+                if self._store.put(self._ahead.question(scope), to):
                     return True
             except BaseException:
                 self._admission.turn_back(entry, scope, 500)
@@ -161,11 +148,9 @@ class Door:
         server.go_on(cycle, self, partial(self._asked, entry))
         return True
 
-    def heard(self, waiting: _Waiting, verdict: Verdict) -> None:
+    def _heard(self, scope: Scope, entry: Entry, server: Server, cycle: Any, verdict: Verdict) -> None:
         """The verdict on a request that was put. A place returns before the refusal is sent: what comes
         next on its connection may begin with that."""
-        entry, scope = waiting.entry, waiting.scope
-        server, cycle = waiting.server, waiting.cycle
         try:
             refusal = self._ahead.answer(scope, entry, verdict)
         except Exception as error:
