@@ -115,10 +115,8 @@ def refuse(cycle: RequestResponseCycle, status: int, headers: Headers, body: byt
     been done, because there is something to wait for, or no body to be sent."""
     if cycle.disconnected or cycle.flow.write_paused or cycle.scope["method"] == "HEAD":
         return False
-    content = [STATUS_LINE[status]]
-    for name, value in cycle.default_headers + headers:
-        content += (name, b": ", value, b"\r\n")
-    content += (_ENDS[cycle.keep_alive], body)
+    lines = b"\r\n".join(map(b": ".join, cycle.default_headers + headers))
+    content = (STATUS_LINE[status], lines, b"\r\n", _ENDS[cycle.keep_alive], body)
     cycle.response_started = True
     cycle.waiting_for_100_continue = False
     cycle.transport.write_whole(b"".join(content))  # type: ignore[attr-defined]  # a `OneWrite`

@@ -36,8 +36,9 @@ from headworks.vendor.quota import Quota
 log = logging.getLogger("headworks")
 
 TOGETHER: Final = 24
-"""Questions in one call to the store, at most. What comes back together goes on together, each request as
-a task: of many at once less stays in the processor's caches, and more is left to the collector."""
+"""Questions in one call to the store, at most. What comes back together goes on together, each as a
+task: of many at once less stays in the processor's caches, and more is left to the collector.
+"""
 BELOW_CONTAINER: Final = 0.9
 """The part of a container's memory at which shedding must have begun."""
 
