@@ -563,7 +563,7 @@ async def test_nothing_is_left_to_the_collector(mood: str, travels: bool) -> Non
     try:
         assert (await put(store, one())).degraded is (mood != "well")
         gc.collect()
-        left = [found for found in gc.garbage if type(found).__name__ in ("_Put", "Future", "Context")]
+        left = [found for found in gc.garbage if type(found).__name__ in ("Put", "Future", "Context")]
     finally:
         gc.set_debug(0)
         gc.enable()

@@ -21,20 +21,19 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextvars import Context, copy_context
+from contextvars import Context
 from functools import partial
 from typing import Literal
 
 from headworks.clock import loop_clock
 from headworks.limits.shapes import Window
-from headworks.store.deadline import Bound, Deadlines, LoopLag
+from headworks.store.deadline import Deadlines, LoopLag
 from headworks.store.heartbeat import Heartbeat
 from headworks.store.protocol import (
     Ask,
     Gate,
     Hears,
     Learns,
-    Leaves,
     Question,
     Report,
     Shared,
@@ -42,6 +41,7 @@ from headworks.store.protocol import (
     StoreDown,
     StoreStatistics,
 )
+from headworks.store.putting import Put
 from headworks.store.recall import HAND_OVER, Recall
 from headworks.store.share import LocalShare
 from headworks.verdict import Verdict
@@ -69,67 +69,6 @@ CLOSED_RETRY = 1.0
 """`retry_after` of a refusal by "closed", and"""
 CLOSED_ASK_AGAIN = 0.1
 """of one who can wait."""
-
-
-class _Put(Bound):
-    """A question that was put, and who hears of it: once, in the context in which it was put."""
-
-    __slots__ = ("_context", "_first", "_ladder", "_question", "_round", "_to", "_within", "call")
-
-    call: Leaves | None
-    """What it travels in, until it is done."""
-
-    def __init__(
-        self,
-        ladder: LadderStore,
-        within: Deadlines,
-        question: Question,
-        to: Hears,
-        first: Learns | None,
-    ) -> None:
-        self._ladder, self._within, self._round = ladder, within, ladder.round
-        self._question = question
-        self._to, self._first, self._context = to, first, copy_context()
-        self.lagged, self.look = False, None
-
-    def done(self) -> bool:
-        return self.call is None
-
-    def set_result(self, verdict: Verdict) -> None:
-        """What is raised by who hears is not of those who travel with it, nor a fault of the reply."""
-        self.call = None
-        self._within.end(self)
-        self._ladder.heard(self._question, verdict)
-        try:
-            self._context.run(self._tell, verdict)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            told = {"message": "who put a question raised when told the verdict", "exception": error}
-            asyncio.get_running_loop().call_exception_handler(told)
-
-    def set_exception(self, error: BaseException) -> None:
-        """In a turn of its own, as this may be the one in which it was put."""
-        self.call = None
-        self._within.end(self)
-        asyncio.get_running_loop().call_soon(self._fail, error, context=self._context)
-
-    def expire(self) -> None:
-        call, self.call = self.call, None
-        self._within.end(self)  # its timer leads back here, and would leave it to the collector
-        if call is not None:
-            call.leave()
-        self._context.run(self._fail, self.late())
-
-    def _fail(self, error: BaseException) -> None:
-        self._tell(self._ladder.without(self._question, error, self._round))
-
-    def _tell(self, verdict: Verdict) -> None:
-        try:
-            if self._first is not None:
-                self._first(self._question[0], self.began, verdict)
-        finally:
-            self._to(verdict)
 
 
 class LadderStore:
@@ -219,7 +158,7 @@ class LadderStore:
         _, horizon, gate, _, demand = question
         if not self._asking or horizon > 0 or gate is not None or demand > 0:
             return False
-        put = _Put(self, self._deciding, question, to, first)
+        put = Put(self, self._deciding, question, to, first)
         call = put.call = self._inner.begin(question, put)
         if call is None:
             return False
