@@ -154,14 +154,14 @@ def no_memory_of_refusals(patch: Patch) -> None:
 
 def identity_believed(patch: Patch) -> None:
     """Any key that is sent counts as somebody."""
-    resolve = Identifier.resolve
+    tell, resolve = Identifier.tell, Identifier.resolve
 
     async def believing(self: Identifier, scope: Any, callers: Any = None) -> Any:
         found = await resolve(self, scope, callers)
         key = dict(scope["headers"]).get(b"x-api-key", b"").decode()
         return found if found.known else type(found)(**{**_fields(found), "user": key, "tenant": key})
 
-    patch.setattr(Identifier, "seen", lambda self, scope, callers: None)
+    patch.setattr(Identifier, "tell", lambda self, scope: (tell(self, scope)[0], False))
     patch.setattr(Identifier, "resolve", believing)
 
 
