@@ -16,8 +16,11 @@ from starlette.middleware.gzip import GZipMiddleware
 from tests.protected import POLICY
 from tests.test_works_ahead import HEADER, Service
 
+from headworks import Headworks
 from headworks.current import current
 from headworks.errors import VendorOpen
+from headworks.policy.load import parse
+from headworks.store.memory import MemoryStore
 
 START = {"type": "http.response.start", "status": 200, "headers": [(b"ratelimit", b"theirs")]}
 
@@ -73,6 +76,21 @@ async def get(service: Service, path: str, **headers: str) -> httpx2.Response:
     return answer
 
 
+def watched(service: Service) -> list[str]:
+    """What its application sends, from here on, by type."""
+    app, sent = service.app, list[str]()
+
+    async def watching(scope: Any, receive: Any, send: Any) -> None:
+        async def note(message: Any) -> None:
+            sent.append(message["type"])
+            await send(message)
+
+        await app(scope, receive, note)
+
+    service.app = watching
+    return sent
+
+
 @pytest.mark.parametrize("middleware", [(), (ZIPPED,)])
 @pytest.mark.parametrize("path", ["/theirs", "/stream", "/refused"])
 async def test_an_answer_of_the_application_tells_once(
@@ -102,16 +120,7 @@ async def test_a_refusal_says_nothing_beyond_when_to_come_back() -> None:
 async def test_a_refusal_after_the_head_is_raised_on() -> None:
     """Its client was told of the verdict, and is told nothing else."""
     service = Service(app=_app())
-    app, sent = service.app, list[str]()
-
-    async def watched(scope: Any, receive: Any, send: Any) -> None:
-        async def note(message: Any) -> None:
-            sent.append(message["type"])
-            await send(message)
-
-        await app(scope, receive, note)
-
-    service.app = watched
+    sent = watched(service)
     answer = await get(service, "/stream?fails=1")
     assert (answer.status_code, len(told_of(answer))) == (200, 1)
     assert sent == ["http.response.start"]
@@ -166,3 +175,22 @@ async def test_an_answer_says_what_the_latest_charge_left() -> None:
         return "dear"
 
     assert (await get(service, "/dear")).headers.get_list("x-ratelimit-remaining") == ["5"]
+
+
+async def test_of_two_that_protect_one_application_the_inner_one_tells_and_nothing_is_sent_twice() -> (
+    None
+):
+    """It is asked inside, and its ticket is the request's from then on."""
+    service = Service(app=_app())
+    second = parse(POLICY | {"service": {"name": "second"}}, "test", {})
+    Headworks(second, store=MemoryStore(), sinks=[], pod="pod-1").protect(service.app)
+    sent = watched(service)
+    for path in ("/stream", "/stream?fails=1", "/refused"):
+        sent.clear()
+        transport = httpx2.ASGITransport(
+            app=service.app, client=("203.0.113.7", 1), raise_app_exceptions=False
+        )
+        async with httpx2.AsyncClient(transport=transport, base_url="http://svc") as client:
+            answer = await client.get(path, headers={"X-API-Key": "free-1"})
+        assert sent.count("http.response.start") == 1
+        assert len(told_of(answer)) == 1

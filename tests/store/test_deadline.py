@@ -88,3 +88,14 @@ async def test_it_is_good_for_the_next_loop() -> None:
 
     for _ in range(2):
         assert await asyncio.to_thread(in_a_loop_of_its_own) == (0.05, "TimeoutError")
+
+
+async def test_no_two_timers_share_a_context() -> None:
+    """Two threads cannot be in one at a time: the later timer would not have run, nor any after it."""
+    running: Any = asyncio.get_running_loop()
+    some = [Deadlines(0.05), Deadlines(0.05)]
+    waiting = [asyncio.create_task(waited(one, 0.001)) for one in some]
+    await asyncio.sleep(0)
+    timers = [handle for handle in running._scheduled if handle._callback.__name__ == "_turn"]
+    assert len({id(handle._context) for handle in timers}) == len(some)
+    await asyncio.gather(*waiting)

@@ -246,7 +246,8 @@ async def test_what_was_decided_without_the_store_is_not_remembered() -> None:
             return (await super().ask(question))._replace(allowed=False, retry_after=9.0, degraded=True)
 
     cache = DenyCache(Gone())
-    await cache.ask(final())
+    for _ in range(12):  # the last two, with limits that refuse
+        await cache.ask(final())
     assert len(cache) == 0
 
 
@@ -360,3 +361,51 @@ async def test_a_limit_of_another_kind_is_another_limit_though_its_numbers_are_t
     await front.ask(final(shape=window))
     assert not (await front.ask(final(shape=window))).allowed
     assert (await front.ask(final(shape=bucket))).allowed
+
+
+async def test_of_two_limits_that_refuse_neither_is_forgotten_for_the_other() -> None:
+    """Not when asking for them is what makes the young ones the old."""
+    front = Front(size=6)
+    both = Question((FinalAsk("user", "a", TEN), FinalAsk("endpoint", "b", TEN)))
+    await front.ask(Question((FinalAsk("user", "a", TEN, 10), FinalAsk("endpoint", "b", TEN, 10))))
+    await front.ask(both)
+    for key in "cdef":
+        await front.ask(final(key, cost=10))
+        await front.ask(final(key))
+    assert (set(front.cache._old), set(front.cache._young)) == (set("abc"), set("def"))
+    through = front.through
+    for question in (both, final("a"), final("b")):
+        assert not (await front.ask(question)).allowed
+    assert front.through == through
+
+
+async def test_a_limit_that_may_be_given_back_is_not_remembered_for_what_stands_beside_it() -> None:
+    front = Front()
+    mixed = Question((FinalAsk("user", "a", TEN, 10), Ask("other", "b", TEN, 10)))
+    assert (await front.ask(mixed)).allowed
+    assert not (await front.ask(mixed)).allowed
+    through = front.through
+    assert not (await front.ask(Question((Ask("other", "b", TEN),)))).allowed
+    assert front.through == through + 1
+    assert set(front.cache._young) == {"a"}
+
+
+@pytest.mark.parametrize("before", [Window.of(10, 1), Window.of(9, 60)])
+async def test_what_no_longer_holds_is_learned_anew(before: Shape) -> None:
+    """A smaller cost that was refused once, by a limit of another time or shape, keeps nothing out."""
+    front = Front()
+    await front.ask(final(cost=before.limit, shape=before))
+    assert not (await front.ask(final(cost=1, shape=before))).allowed
+    await asyncio.sleep(2.0)
+    now_is = before if before.period < 2 else TEN
+    await front.ask(final(cost=now_is.limit - 1, shape=now_is))
+    assert not (await front.ask(final(cost=10, shape=now_is))).allowed
+    through = front.through
+    assert not (await front.ask(final(cost=10, shape=now_is))).allowed
+    assert front.through == through
+
+
+@pytest.mark.parametrize("size", [1, 0, -3])
+def test_a_memory_of_less_than_two_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match=f"size: {size}; two keys at least"):
+        DenyCache(MemoryStore(), size=size)

@@ -37,7 +37,7 @@ class ClientStalled(OSError):
     """The client has not read for `write_stall` seconds; its answer is given up."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True)
 class Entry(Current):
     """A request at the gate: its standing, when it came, and what it got.
 
@@ -198,7 +198,7 @@ class Answer:
         self.begun, self.status = True, message["status"]
         current = self.current
         if current.lasting is not None and not (self._because or self.caller.left):
-            current.deadline = min(self.current.arrived + current.lasting, self.current.latest)
+            current.deadline = min(current.arrived + current.lasting, current.latest)
             self.reschedule(current.deadline)
         if current.ticket is not None and current.ticket.telling:
             message = current.ticket.head(message)

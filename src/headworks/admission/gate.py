@@ -228,8 +228,7 @@ class AdmissionGate:
                     answer.over(error)
                     raise
                 else:
-                    if answer.given_up or not answer.complete:
-                        answer.over()
+                    answer.over()
                     if answer.stalled:  # the application may have swallowed it
                         raise ClientStalled
             except Exception as error:

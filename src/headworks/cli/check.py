@@ -16,7 +16,6 @@ from rich.table import Table
 from rich.text import Text
 
 from headworks.errors import PolicyError
-from headworks.limits.shapes import Bucket
 from headworks.policy.fields import ROLLING
 from headworks.policy.laws import Finding
 from headworks.policy.laws import check as sizing_laws
@@ -105,7 +104,7 @@ def contracts_of(policy: Policy) -> Iterator[Contract]:
                     mechanism="calendar day" if calendar else profile.mechanism,
                     evidence=_evidence(vendor, profile, "day" if calendar else "mechanism"),
                     pace=pace,
-                    burst=slowest.burst if isinstance(slowest, Bucket) else slowest.limit,
+                    burst=slowest.most,
                     utilisation=pace / (rate.per_second * vendor.share),
                 )
 

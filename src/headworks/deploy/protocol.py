@@ -25,8 +25,6 @@ log = logging.getLogger("headworks")
 
 _NONE: Final[Any] = {}
 """The scope of no request."""
-_NOBODYS: Final = Context()
-"""The timer's: it is of no request, though one of them sets it."""
 
 
 class Protocol(BoundedHeads):
@@ -70,8 +68,9 @@ class Protocol(BoundedHeads):
         self._idle_since = math.inf
 
     def _look_again(self, when: float) -> None:
+        # In a context of its own: it is of no request, though one of them sets it.
         self.timeout_keep_alive_task = self.loop.call_at(
-            when, self.timeout_keep_alive_handler, context=_NOBODYS
+            when, self.timeout_keep_alive_handler, context=Context()
         )
 
     def timeout_keep_alive_handler(self) -> None:

@@ -205,7 +205,8 @@ class FairnessGate:
             await self.app(scope, receive, send)
         except Exception as error:
             behind = refused_behind(error)
-            if behind is None or not ticket.telling:  # too late for it
+            # Too late for it, or whoever was asked inside of here tells its own.
+            if behind is None or not ticket.telling or current().ticket is not ticket:
                 raise
             ticket.telling = False
             await send_whole(send, *render(behind, ticket.refusing(behind)))

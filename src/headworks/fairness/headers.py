@@ -83,7 +83,6 @@ def _told_draft_11(limits: Sequence[tuple[str, Shape]]) -> Told:
     items = [_item(name, shape.limit, shape.period) for name, shape in limits]
     policy = (b"ratelimit-policy", ", ".join(policy for policy, _ in items).encode())
     states = b", ".join(begin.replace("%", "%%").encode() + b"%d;t=%d" for _, begin in items)
-
     many = len(items)
 
     def told(verdict: Verdict, retry_after: float | None = None) -> Headers:

@@ -186,6 +186,7 @@ class Limits:
                 )
             rules.sort(key=lambda rule: _ORDER.index(rule[0].whose))
         enforced = tuple(rule for rule, mode in rules if mode == "enforce")
+        # Raises where two would share a state: questions are made without looking (`_ask`).
         Question(tuple(Ask(rule.name, rule.end, rule.shape) for rule in enforced))
         plan = _Plan(
             enforced,

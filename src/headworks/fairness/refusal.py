@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from headworks.current import Criticality
 from headworks.errors import QuotaExceeded
-from headworks.limits.shapes import Bucket, Shape
+from headworks.limits.shapes import Shape
 from headworks.problem import Whole, beginning, render, whole
 from headworks.telemetry import Decided, Telemetry
 from headworks.verdict import NEVER, Verdict
@@ -40,7 +40,7 @@ class Kept(NamedTuple):
 
 def kept(name: str, shape: Shape) -> Kept:
     """Made once per limit."""
-    most = _most(shape)
+    most = shape.most
     detail = _detail(name, shape.limit, shape.period, False)
     return Kept(
         most - most * 4 // 5,
@@ -109,14 +109,10 @@ def _refuses(rule: str, criticality: Criticality) -> Decided:
     return Decided("fairness", False, QuotaExceeded.reason, rule, _CLASSES[criticality])
 
 
-def _most(shape: Shape) -> int:
-    return shape.burst if isinstance(shape, Bucket) else shape.limit
-
-
 def _never(rule: str, asked: Asked) -> str:
     """Why a cost that is more than the limit ever holds is not worth asking for again."""
     ask = next(ask for ask in asked.asks if ask.name == rule)
-    most = _most(ask.shape)
+    most = ask.shape.most
     return f"this costs {ask.cost} of {rule}, which never lets more than {most} through at once"
 
 

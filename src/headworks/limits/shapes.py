@@ -23,6 +23,7 @@ EXACT_INTEGERS = 2**53
 
 
 Mark = tuple[str, int, int, int]
+"""The kind of a shape by its letter, and its numbers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,6 @@ LOOK_AGAIN = 0.02
 """Seconds that the last look takes after the event loop has been held up."""
 
 
-_NOBODYS = Context()
-"""The timer's: it is of no request, though one of them sets it."""
-
-
 class LoopLag(TimeoutError):
     """The time was up, but the event loop had been held up: nobody knows who was slow."""
 
@@ -132,7 +128,8 @@ class Deadlines:
 
     def turn_at(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         self.timed = True
-        loop.call_at(when, self._turn, loop, when, context=_NOBODYS)
+        # It is of no request, though one of them sets it; and no two threads can be in one context.
+        loop.call_at(when, self._turn, loop, when, context=Context())
 
     def _turn(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         """Who has been held up, who is due, and when to look again."""

@@ -64,6 +64,8 @@ class DenyCache:
     """
 
     def __init__(self, inner: Store, *, size: int = SIZE) -> None:
+        if size < 2:
+            raise ValueError(f"size: {size}; two keys at least are remembered")
         self._inner, self._half, self._now = inner, size // 2, loop_clock()
         self._young: dict[_Place, _Heard] = {}
         self._old: dict[_Place, _Heard] = {}
@@ -143,7 +145,8 @@ class DenyCache:
             states.append(_new(LimitState, state))
             if wait > again:
                 again = wait
-            if self._old.pop(place, None):
+            if place not in self._young:
+                self._old.pop(place, None)
                 young = self._young if len(self._young) < self._half else self._turn()
                 young[place] = one
         if not states:

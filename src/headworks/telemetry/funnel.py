@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from headworks.telemetry.events import Event
 
@@ -28,23 +28,23 @@ class Telemetry:
     """Hands every event to the sinks that hear its kind, in the order in which they were added."""
 
     def __init__(self, *sinks: Sink) -> None:
-        self._hand_to(sinks)
+        self._sinks: list[Sink] = list(sinks)
+        self._ears: dict[type[Event], Ear] = {}
 
     def add(self, sink: Sink) -> None:
-        self._hand_to([*self._sinks, sink])
+        self._sinks.append(sink)
+        self._ears = {}
 
     def emit(self, event: Event) -> None:
+        kind = type(event)
+        if kind not in self._ears:
+            self._find_ear(kind)
         try:
-            self._ears[type(event)](event)
+            self._ears[kind](event)
         except Exception:  # of the only sink that hears this kind
-            kind = type(event)
             self._silence(next(sink for sink in self._sinks if kind in _hears(sink, kind)))
 
-    def _hand_to(self, sinks: Iterable[Sink]) -> None:
-        self._sinks = list(sinks)
-        self._ears = {kind: self._ear(kind) for kind in get_args(Event)}
-
-    def _ear(self, kind: type[Event]) -> Ear:
+    def _find_ear(self, kind: type[Event]) -> None:
         """The ear of the one sink that hears of this kind, or one that stands for several or none."""
         ears = [(sink, hears[kind]) for sink in self._sinks if kind in (hears := _hears(sink, kind))]
 
@@ -55,11 +55,12 @@ class Telemetry:
                 except Exception:
                     self._silence(sink)
 
-        return ears[0][1] if len(ears) == 1 else every
+        self._ears[kind] = ears[0][1] if len(ears) == 1 else every
 
     def _silence(self, sink: Sink) -> None:
         log.exception("telemetry sink %s removed: it raised", type(sink).__name__)
-        self._hand_to(other for other in self._sinks if other is not sink)
+        self._sinks = [other for other in self._sinks if other is not sink]
+        self._ears = {}
 
 
 def _hears(sink: Sink, kind: type[Event]) -> Mapping[type[Event], Ear]:
