@@ -141,7 +141,8 @@ def test_a_route_without_parameters_is_looked_for_once() -> None:
 
     app = service()
     routes = Routes(app)
-    table = routes._current()
+    routes.templates()
+    table = routes._table
     table._by_first = {first: Table(places) for first, places in table._by_first.items()}
     for _ in range(3):
         assert template(routes, "/users/me") == "/users/me"
@@ -190,7 +191,7 @@ def test_what_is_remembered_of_routes_is_bounded(monkeypatch: pytest.MonkeyPatch
     routes = Routes(Starlette(routes=[Route("/x", ok, methods=None), Route("/y", HTTPEndpoint)]))
     for number in range(20):
         assert template(routes, "/y", f"M{number}") == "/y"
-    assert len(routes._current().known) <= 3
+    assert len(routes._table.known) <= 3
 
 
 def test_a_root_path_is_not_part_of_the_template() -> None:

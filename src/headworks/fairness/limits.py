@@ -23,7 +23,7 @@ PLANS: Final = 10_000
 """Plans kept, so that an application which goes on adding routes grows by none of its old ones."""
 ASKED: Final = 10_000
 """Questions of known callers kept, each of one route."""
-STRANGERS: Final = 64
+STRANGERS: Final = 32
 """Questions of unknown ones kept: enough for those who ask many times a moment, and nobody who comes
 under ever new addresses pushes out a known one, or leaves much to the garbage collector."""
 

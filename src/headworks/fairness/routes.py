@@ -219,22 +219,22 @@ class Routes:
 
         place  what `place_of` says of it, where that is known already
         """
-        table = self._current()
+        table = self._table
+        if table is None or self._app.router.routes is not self._lists[0][0]:
+            table = self._read()
+        for sequence, length in self._lists:
+            if len(sequence) != length:
+                table = self._read()
+                break
         known = None if place is None else table.known.get(place)
         return known or table.find(scope, place)
 
     def templates(self) -> set[str]:
         """Every template there is."""
-        return set(self._current().templates())
+        return set(self._read().templates())
 
-    def _current(self) -> _Table:
+    def _read(self) -> _Table:
         routes = self._app.router.routes
-        if self._table is not None and self._lists[0][0] is routes:
-            for sequence, length in self._lists:
-                if len(sequence) != length:
-                    break
-            else:
-                return self._table
         self._lists = [(sequence, len(sequence)) for sequence in _sequences(routes)]
         self._table = _Table(routes, "")
         return self._table
