@@ -98,14 +98,17 @@ async def test_who_comes_while_calls_are_on_their_way_travels_with_the_next() ->
     assert link.calls == [["hw1:w:first"], [f"hw1:w:k{i}" for i in range(4)]]
 
 
-async def test_a_call_has_a_largest_size_and_only_a_few_are_on_their_way() -> None:
+@pytest.mark.parametrize(("most", "said"), [(SIZE, {}), (5, {"together": 5})])
+async def test_a_call_has_a_largest_size_and_only_a_few_are_on_their_way(
+    most: int, said: dict[str, int]
+) -> None:
     link = HeldLink()
-    store = ValkeyStore(link, in_flight=2)
-    asked = [asyncio.ensure_future(store.ask(one(f"k{i}"))) for i in range(3 * SIZE + 1)]
+    store = ValkeyStore(link, in_flight=2, **said)
+    asked = [asyncio.ensure_future(store.ask(one(f"k{i}"))) for i in range(3 * most + 1)]
     await asyncio.sleep(0.5)
-    assert [len(keys) for keys in link.calls] == [SIZE, SIZE]
+    assert [len(keys) for keys in link.calls] == [most, most]
     await asyncio.gather(*asked)
-    assert [len(keys) for keys in link.calls] == [SIZE, SIZE, SIZE, 1]
+    assert [len(keys) for keys in link.calls] == [most, most, most, 1]
 
 
 async def test_every_slot_has_a_call_of_its_own() -> None:

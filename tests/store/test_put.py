@@ -340,13 +340,13 @@ async def test_one_who_is_late_before_the_call_is_sent_is_not_sent() -> None:
     await store.aclose()
 
 
-def quick(reply: list[Any] | None = None) -> LadderStore:
+def quick(reply: list[Any] | None = None, *, in_flight: int | None = None) -> LadderStore:
     """Over a server that answers each call soon; with `reply`, where it is not to be what was asked."""
     link = HeldLink()
     link.seconds = 0.01
     if reply is not None:
         link.reply = reply
-    store = LadderStore(ValkeyStore(link), rng=random.Random(1))
+    store = LadderStore(ValkeyStore(link, in_flight=in_flight), rng=random.Random(1))
     store._asking = True
     return store
 
@@ -431,16 +431,12 @@ async def test_who_is_told_may_put_the_next_question() -> None:
 
 async def test_who_is_told_may_close_the_store() -> None:
     """Those of its call hear what the store has said; those behind it that there is no answer."""
-    link = HeldLink()
-    link.seconds = 0.01
-    inner = ValkeyStore(link, in_flight=1)
-    store = LadderStore(inner, rng=random.Random(1))
-    store._asking = True
+    store = quick(in_flight=1)
     heard: list[tuple[str, bool]] = []
 
     def closes(verdict: Verdict) -> None:
         heard.append(("closes", verdict.degraded))
-        inner._batches.close()
+        store._inner._batches.close()  # type: ignore[attr-defined]  # the test's own view
         assert len(heard) == 1, "those behind in a later turn of the loop"
 
     assert store.put(one("a"), closes)

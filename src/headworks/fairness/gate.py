@@ -61,7 +61,7 @@ class Ticket:
         """The head of an answer, with the caller's limits in place of what it says of them."""
         self.telling = False
         verdict = self.verdict
-        if verdict is not None and verdict[0] and not verdict[9]:
+        if verdict is not None and verdict[0]:
             ours = self.asked.told(verdict)
         else:
             ours = fields(self.dialect, verdict)

@@ -169,19 +169,19 @@ class _Table:
         self._elsewhere = self._by_first.get(None, [])
         self.known: dict[Place, Matched] = {}
 
-    def find(self, scope: Scope, asked: Place | None = None) -> Matched | None:
+    def find(self, scope: Scope) -> Matched | None:
         """The route; one without parameters that was found before by a single look.
 
         What is remembered must be as true of the next request: the path is the whole of a template,
         the match full, and no route before it looks at more than what is remembered by.
         """
-        if asked is None:
-            if scope["type"] != "http":
-                return self._find(scope, None)
-            asked = place_of(scope)
-        return self.known.get(asked) or self._find(scope, asked)
+        if scope["type"] != "http":
+            return self.search(scope, None)
+        asked = place_of(scope)
+        return self.known.get(asked) or self.search(scope, asked)
 
-    def _find(self, scope: Scope, asked: Place | None) -> Matched | None:
+    def search(self, scope: Scope, asked: Place | None) -> Matched | None:
+        """The same of one that is not `known`; `asked` None: and is not to be."""
         partial: Matched | None = None
         plain = asked is not None
         first = get_route_path(scope).lstrip("/").partition("/")[0]
@@ -226,8 +226,9 @@ class Routes:
             if len(sequence) != length:
                 table = self._read()
                 break
-        known = None if place is None else table.known.get(place)
-        return known or table.find(scope, place)
+        if place is None:
+            return table.find(scope)
+        return table.known.get(place) or table.search(scope, place)
 
     def templates(self) -> set[str]:
         """Every template there is."""
